@@ -21,6 +21,7 @@ from jaxgen.data.copies import index_copies
 from jaxgen.errors import ConfigError
 from jaxgen.html_page import document
 from jaxgen.pretrained.model import load_step
+from jaxgen.privacy import accountant
 from jaxgen.run import inputs
 from jaxgen.run.folder import AUDIT, TOKENIZER, existing_settings
 from jaxgen.run.job import Run
@@ -32,6 +33,7 @@ from jaxgen.tokens import load as load_tokenizer
 
 FORMAT = 1
 DELTA = 1e-5  # of the bound of a run that promises nothing
+NO_CANARIES = "no secrets: the run has no canaries (data.canaries.number=0)"
 Say = Callable[[str], None]
 
 
@@ -76,7 +78,8 @@ def make_audit(
     run = Run(own, folder, model.tokenizer, corpus)
     pool = draw_pool(run, model, settings.members, settings.seed)
     canaries = own.data.canaries
-    say(f"scoring {len(pool.rows)} pieces of text and {settings.candidates} secrets")
+    secrets = canaries.number and f"{settings.candidates:,} secrets beside the run's canaries"
+    say(f"scoring {len(pool.rows)} pieces of text, {secrets or NO_CANARIES}")
     scores = _canary_scores(model, canaries, settings)
     index = index_copies([corpus.train])
     ours, theirs = (
@@ -91,7 +94,7 @@ def make_audit(
         "step": number,
         "settings": asdict(settings),
         "canaries": asdict(canaries) | {"planted": int(planted(canaries).sum())},
-        "exposure": scores and _exposure(canaries, *scores),
+        "exposure": scores and _exposure(run, number, *scores),
         "membership": _membership(run, model, pool, settings, cache, say),
         "extraction": {
             "training": extract(model, ours, index, **lengths),
@@ -129,15 +132,29 @@ def _logps(model: LoadedModel, rows: list[list[int]], batch: int) -> Float[np.nd
     return np.asarray([logp for logp, _ in found])
 
 
-def _exposure(canaries: CanarySettings, own: np.ndarray, others: np.ndarray) -> dict[str, Any]:
-    bits, inside = attacks.exposure(own, others), planted(canaries)
+def _exposure(run: Run, step: int, own: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+    bits, inside = attacks.exposure(own, others), planted(run.settings.data.canaries)
+    most = float(np.log2(len(others) + 1))
     return {
         "candidates": len(others),
-        "most": float(np.log2(len(others) + 1)),
+        "most": most,
+        "promised": _promised(run, step, most),
         "planted": attacks.summary(bits[inside]),
         "left_out": attacks.summary(bits[~inside]),
         "bits": {"planted": bits[inside].tolist(), "left_out": bits[~inside].tolist()},
     }
+
+
+def _promised(run: Run, step: int, most: float) -> float | None:
+    """Return the largest mean exposure (bits) that the accountant allows; None: no limit.
+
+    A canary that the run has not seen has b bits or more with the chance 2^-b.
+    """
+    if run.budget is None or not _is_unit(run.settings):
+        return None
+    bits = np.linspace(0.0, most, 200)
+    chances = accountant.largest_chance(run.budget.mechanism, step, 2.0**-bits)
+    return float(np.trapezoid(chances, bits))
 
 
 def _membership(
@@ -176,12 +193,18 @@ def why_no_bound(settings: Settings) -> str | None:
         return "the run has no canaries; train with data.canaries.number=100, for example"
     if canaries.rate != 0.5:
         return f"data.canaries.rate={canaries.rate} is no fair coin; 0.5 is"
-    if unit == "row" or (unit == "document" and canaries.repeats > 1):
+    if not _is_unit(settings):
         return (
             f"a canary is not one unit of privacy (train.privacy.unit={unit}, "
             f"data.canaries.repeats={canaries.repeats})"
         )
     return None
+
+
+def _is_unit(settings: Settings) -> bool:
+    """Return whether all that is planted of a canary is one unit of privacy."""
+    unit, canaries = settings.train.privacy.unit, settings.data.canaries
+    return unit in ("user", "file") or (unit == "document" and canaries.repeats == 1)
 
 
 def _epsilon(run: Run, step: int, scores: np.ndarray | None) -> dict[str, Any]:

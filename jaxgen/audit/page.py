@@ -65,17 +65,21 @@ def rows(audit: dict[str, Any]) -> list[tuple[str, str]]:
                     (
                         f"exposure, {name.replace('_', ' ')}",
                         f"{one['mean']:.2f} bits in the mean of {one['number']}, "
-                        f"{one['least']:.2f} to {one['largest']:.2f}; {exposure['most']:.2f} at "
-                        f"most",
+                        f"{one['least']:.2f} to {one['largest']:.2f}; {_most_bits(exposure)}",
                     )
                 )
     for kind, methods in audit["membership"].items():
         for method, values in methods.items():
             result.append((f"membership of {KINDS[kind]}", f"{METHODS[method]}: {_line(values)}"))
     for name, one in audit["extraction"].items():
-        if one["prompts"]:
-            result.append((f"extraction, {name.replace('_', ' ')}", _copied(one)))
+        result.append((f"extraction, {name.replace('_', ' ')}", _copied(one)))
     return result
+
+
+def _most_bits(exposure: dict[str, Any]) -> str:
+    promised = exposure.get("promised")  # older audits have none
+    mean = "" if promised is None else f", {promised:.2f} in the mean by the accountant"
+    return f"{exposure['most']:.2f} at most{mean}"
 
 
 def _upper(one: dict[str, Any]) -> str:
@@ -105,6 +109,8 @@ def _title(key: str) -> str:
 
 
 def _copied(one: dict[str, Any]) -> str:
+    if not one["prompts"]:
+        return "nothing is asked: no piece is as long as beginning and continuation together"
     return (
         f"{one['verbatim']:.1%} verbatim and {one['near_copies']:.1%} near-copies of "
         f"{one['prompts']} continuations of {one['length']} tokens; copies are "
@@ -127,7 +133,7 @@ def _exposure(exposure: dict[str, Any] | None, canaries: dict[str, Any]) -> list
         f"<p>{canaries['planted']} of {canaries['number']} made-up secrets are in the training "
         f"text, {canaries['repeats']} times each. A canary's exposure is log2 of how far up it "
         f"stands among {exposure['candidates']:,} other secrets: 1.44 bits in the mean for a model "
-        f"that has seen none of them, {exposure['most']:.2f} at most.</p>",
+        f"that has seen none of them, {_most_bits(exposure)}.</p>",
     ]
     most, marks = exposure["most"], []
     for y, (name, color) in enumerate((("planted", PLANTED), ("left_out", LEFT_OUT))):
@@ -159,16 +165,14 @@ def _membership(membership: dict[str, Any]) -> list[str]:
 
 def _extraction(extraction: dict[str, Any]) -> list[str]:
     lines = [
-        (f"after {name.replace('_', ' ')} text", _copied(one))
-        for name, one in extraction.items()
-        if one["prompts"]
+        (f"after {name.replace('_', ' ')} text", _copied(one)) for name, one in extraction.items()
     ]
     examples = extraction["training"].get("examples", [])
     return [
         "<h3>Extraction</h3>",
         "<p>The likeliest continuation of the beginnings of texts, looked up in the training text."
         "</p>",
-        _table(lines) if lines else "<p>No piece of text is long enough.</p>",
+        _table(lines),
         *(
             f"<p>{one['longest_copy']} tokens copied</p><div class=copied><i>"
             f"{escape(one['prompt'])}</i>{escape(one['text'])}</div>"

@@ -241,13 +241,8 @@ def task_of(
                 f"unexpected word {word!r}: after the config come files of text, which must be "
                 f"there, and overrides, written SECTION.KEY=VALUE as in train.steps=100"
             )
-    if minutes is not None and minutes <= 0:
-        raise ConfigError(f"--minutes={minutes:g} must be more than 0")
-    if minutes is not None and not begins_with_text:
-        raise ConfigError(
-            f"--minutes={minutes:g} chooses sizes for text without a config; for {first} set "
-            f"train.steps"
-        )
+    if minutes is not None:
+        _check_minutes(minutes, None if begins_with_text else first)
     more: dict[str, Any] = {"force": force, "step": step}
     if home is not None:
         folder = home
@@ -273,6 +268,16 @@ def task_of(
         words = (*_files(names), *_context_within(overrides), *overrides)
         return Task(folder, words, config=paths.config(TUNED), **more)
     return Task(folder, overrides, texts=tuple(names), minutes=minutes, **more)
+
+
+def _check_minutes(minutes: float, config: str | None) -> None:
+    if minutes <= 0:
+        raise ConfigError(f"--minutes={minutes:g} must be more than 0")
+    if config is not None:
+        raise ConfigError(
+            f"--minutes={minutes:g} chooses sizes for text without a config; for {config} set "
+            f"train.steps"
+        )
 
 
 def _with_folder(word: str) -> str:

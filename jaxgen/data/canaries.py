@@ -84,6 +84,17 @@ def canary_documents(settings: CanarySettings) -> Iterator[Document]:
             yield Document(text, f"canary {i}", user=f"canary {i}")
 
 
+def canary_notes(settings: CanarySettings) -> list[str]:
+    """Return what a reader should know of canaries before training on them."""
+    if not settings.number:
+        return []
+    count = int(planted(settings).sum())
+    return [
+        f"canaries: {count} of {settings.number} made-up secrets are planted in the training text, "
+        f"{settings.repeats} documents each; `jaxgen audit` looks for them"
+    ]
+
+
 def _texts(settings: CanarySettings, kind: str, count: int, but: frozenset[str]) -> list[str]:
     texts: dict[str, None] = {}
     number = 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxgen import files
+from jaxgen.data.canaries import canary_notes
 from jaxgen.data.digests import DigestCache, RowDigest
 from jaxgen.data.reading import check_form, documents
 from jaxgen.data.records import classes_sides, first_record
@@ -84,13 +85,14 @@ def prepare(
                 f"few documents, so validation and test are the last {held} of the text "
                 f"(data.split=tail)",
             )
+    notes += tuple(canary_notes(settings.canaries))
     folder = cache / recipe.key(before.digests)
 
     def write(draft: Path) -> None:
         written, total = Written(), _total(recipe)
         reads = assigned(recipe.settings, written.tally, form=form)
         counts = write_shards(draft, recipe, reads, written, total, progress)
-        check_splits(recipe, counts, written.tally.skipped)
+        check_splits(recipe, counts, written.tally)
         written.write(draft, recipe)
         if stamps(split_paths(recipe.settings)) != before.stamps:
             raise DataError("the text changed while it was read; start again when it is whole")

@@ -171,7 +171,7 @@ def _write_joined(draft: Path, recipe: Recipe, home: Path, of: int) -> None:
             vocab_size=recipe.tokenizer.vocab_size,
             tokenizer=recipe.tokenizer.fingerprint,
         )
-    check_splits(recipe, counts, written.tally.skipped)
+    check_splits(recipe, counts, written.tally)
     written.write(draft, recipe)
 
 

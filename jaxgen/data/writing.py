@@ -200,7 +200,7 @@ def _note(runs: list[list], names: list[str], documents: list[Document], counts:
             runs.append([name, size])
 
 
-def check_splits(recipe: Recipe, documents: Mapping[str, int], skipped: Mapping[str, int]) -> None:
+def check_splits(recipe: Recipe, documents: Mapping[str, int], tally: Tally) -> None:
     """Raise DataError for a split that lacks the text it should have."""
     settings = recipe.settings
     # Documents of a shard that a record is.
@@ -208,8 +208,9 @@ def check_splits(recipe: Recipe, documents: Mapping[str, int], skipped: Mapping[
     counts = {split: number // sides for split, number in documents.items()}
     total = sum(counts.values())
     if not total:
-        why = ", ".join(f"{reason}: {n}" for reason, n in skipped.items())
-        raise DataError(f"the corpus holds no text{f' (skipped {why})' if why else ''}")
+        why = ", ".join(f"{reason}: {n}" for reason, n in tally.skipped.items())
+        why = "; ".join([f"skipped {why}", *tally.first_bad[:1]]) if why else ""
+        raise DataError(f"the corpus holds no text{f' ({why})' if why else ''}")
     named = {"valid": settings.valid_files, "test": settings.test_files}
     for split, patterns in named.items():
         if patterns and not counts[split]:

@@ -14,6 +14,9 @@ from math import exp, expm1, log
 from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
+from jaxtyping import Float
+
 from jaxgen.errors import ConfigError, MissingPackageError
 
 Kind = Literal["pld", "rdp"]
@@ -22,6 +25,7 @@ COARSE = 1e-3  # where it is computed often: an upper bound too, ten times as fa
 # Chance of a step for which more rows are drawn than fit; rdp can't account for more.
 OVERFLOW: dict[str, float] = {"pld": 1e-6, "rdp": 1e-15}
 SOLVED = 1e-3  # relative distance below its target at which an epsilon is solved for
+LARGEST = 40  # epsilon, or minus it, of the promises that `largest_chance` goes by
 LEAST, MOST = 0.01, 1e4  # noise multipliers between which one is looked for
 
 
@@ -96,6 +100,18 @@ def epsilon(
     if accountant == "pld":
         return float(_composed(mechanism, steps, interval).get_epsilon_for_delta(delta))
     return _renyi(mechanism, steps, delta)
+
+
+def largest_chance(
+    mechanism: Mechanism, steps: int, chance: Float[np.ndarray, "N"]
+) -> Float[np.ndarray, "N"]:
+    """Return the largest chance, after so many steps on a unit, of what has `chance` without it.
+
+    What every promise (epsilon, delta) of the steps leaves: exp(epsilon) * chance + delta.
+    """
+    losses = np.linspace(-LARGEST, LARGEST, 20 * LARGEST + 1)
+    deltas = np.asarray(_composed(mechanism, steps, COARSE).get_delta_for_epsilon(losses))
+    return np.minimum((np.exp(losses) * chance[:, None] + deltas).min(axis=1), 1.0)
 
 
 @lru_cache(maxsize=64)

@@ -48,22 +48,21 @@ def clipped(
     norms = jnp.sqrt(jax.tree.reduce(jnp.add, squares))
     if groups is None:
         scale = factors(norms, clip)
-        return jax.tree.map(lambda g: _scaled(scale, g), wide), norms
+        return jax.tree.map(lambda g: scaled(scale, g), wide), norms
     leads = jax.tree_util.tree_map_with_path(lambda path, _: 1 + groups(path), wide)
     numbers = jax.tree.map(lambda g, lead: prod(g.shape[1:lead]), wide, leads)
     each = clip / sum(jax.tree.leaves(numbers)) ** 0.5
 
     def within(g: Array, lead: int) -> Array:
         own = jnp.sqrt(jnp.sum(g * g, axis=tuple(range(lead, g.ndim))))
-        return _scaled(factors(own, each), g)
+        return scaled(factors(own, each), g)
 
     return jax.tree.map(within, wide, leads), norms
 
 
-def _scaled(scale: Float[Array, "B ..."], g: Float[Array, "B ..."]) -> Array:
-    """Return scale * g; scale: of the first axes of g."""
+def scaled(scale: Float[Array, "B ..."], g: Float[Array, "B ..."]) -> Array:
+    """Return scale * g, zero where the scale is 0, whatever g is; scale: of the first axes of g."""
     scale = scale.reshape(*scale.shape, *(1 for _ in g.shape[scale.ndim :]))
-    # A row of factor 0 may hold numbers that aren't finite, and 0 times them isn't 0.
     return jnp.where(scale > 0, scale * g, 0.0)
 
 

@@ -14,6 +14,7 @@ from jaxgen.ops.cpu import allocator
 from jaxgen.run import shapes
 from jaxgen.run.conversations import PLAIN
 from jaxgen.run.job import Run
+from jaxgen.store import directory
 from jaxgen.store.checkpoints import Restored
 from jaxgen.train import goodput, partitioner, plot, schedule
 from jaxgen.train.display import short
@@ -119,10 +120,12 @@ def conclude(run: Run, log: Log, early: str) -> None:
 
     early: why the run has ended before its last step, "" if it hasn't.
     """
+    # Other processes don't take part, so what lies on the disk is asked, not they.
+    steps = directory.list_steps(run.checkpoints.folder)
     if early:
-        log.say(f"ended at step {run.checkpoints.steps()[-1]}: {early}")
+        log.say(f"ended at step {steps[-1]}: {early}")
     if run.budget is not None:
-        run.budget.write_card(run.folder, run.checkpoints.steps()[-1])
+        run.budget.write_card(run.folder, steps[-1])
     title = f"{run.folder.name}: {short(tree.count(api.abstract(run.settings.model)))}"
     refusal = plot.draw_loss(
         *(log.folder / METRICS, log.folder / "loss.png"),
@@ -136,4 +139,6 @@ def conclude(run: Run, log: Log, early: str) -> None:
     verb = VERBS.get(run.settings.objective.name, "generate")
     if verb == "translate" and run.settings.model.topology == "decoder":
         verb = "generate"
-    log.say(f"done: {run.folder}; try `jaxgen {verb} {run.folder}`")
+    best = directory.rank_by_metric(run.checkpoints.folder, steps)[:1]
+    named = "".join(f"; the best validation is that of step {step} (--step best)" for step in best)
+    log.say(f"done: {run.folder}{named}; try `jaxgen {verb} {run.folder}`")

@@ -98,7 +98,7 @@ class Run:
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
         """How a chat is laid; None for objectives without chats."""
-        if self.is_policy and not self.asks_chats:
+        if self.asks_text:
             return None
         if self.settings.objective.name == "chat" or has_chat_template(self.folder):
             return template_of(self.settings, self.tokenizer, self.folder)
@@ -107,7 +107,7 @@ class Run:
     @property
     def new_chat_template(self) -> ChatTemplate | None:
         """How a new run lays chats; None for objectives without them, or plain texts alone."""
-        if self.settings.objective.name not in CHATS or (self.is_policy and not self.asks_chats):
+        if self.settings.objective.name not in CHATS or self.asks_text:
             return None
         chats = encoder_of(self.settings, self.tokenizer, None).chats
         return chats and chats.template
@@ -133,9 +133,9 @@ class Run:
         return self.settings.objective.name == "policy"
 
     @property
-    def asks_chats(self) -> bool:
-        """Whether the prompts of a policy are messages, not texts."""
-        return not isinstance(record_of(self.corpus.train, 0)["prompt"], str)
+    def asks_text(self) -> bool:
+        """Whether a policy's prompts are texts, not messages."""
+        return self.is_policy and isinstance(record_of(self.corpus.train, 0)["prompt"], str)
 
     @property
     def rows(self) -> int:
@@ -300,11 +300,8 @@ class Run:
         """Return shapes, dtypes and places of the state, for a checkpoint to fill."""
         if self.mesh is None:
             return self.shapes
-        return jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            self.shapes,
-            self.shardings,
-        )
+        placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
+        return jax.tree.map(placed, self.shapes, self.shardings)
 
     @cached_property
     def budget(self) -> Budget | None:

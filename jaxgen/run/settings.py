@@ -51,16 +51,9 @@ BOUND = ("data.augment",)  # but for these
 # What decides of the steps to come alone, and may change where a run is told to go on.
 ONWARD = (
     *("train.steps", "train.epochs", "train.learning_rate", "train.schedule", "train.warmup"),
-    *(
-        "train.decay",
-        "train.final_rate",
-        "train.beta1",
-        "train.beta2",
-        "train.epsilon",
-        "train.weight_decay",
-    ),
-    *("train.no_decay", "train.clip", "train.smoothing", "train.z_loss", "train.loss_chunk"),
-    *("train.spike", "train.patience", "train.accumulate"),
+    *("train.decay", "train.final_rate", "train.beta1", "train.beta2", "train.epsilon"),
+    *("train.weight_decay", "train.no_decay", "train.clip", "train.smoothing", "train.z_loss"),
+    *("train.loss_chunk", "train.spike", "train.patience", "train.accumulate"),
     *("model.remat", "model.unroll", "model.dropout", "model.scores.dropout"),
     "model.compute_dtype",
 )
@@ -247,16 +240,11 @@ def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:
 
     Files that are given take the place of the config's corpus.
     """
-    mapping, given = (
-        settings_yaml.read_yaml(config),
-        [word.partition("=")[0].strip() for word in assignments],
-    )
-    if (
-        "data.files" in given
-        and "data.corpus" not in given
-        and isinstance(mapping.get("data"), dict)
-    ):
-        mapping["data"].pop("corpus", None)
+    mapping = settings_yaml.read_yaml(config)
+    given = [word.partition("=")[0].strip() for word in assignments]
+    own = mapping.get("data")
+    if "data.files" in given and "data.corpus" not in given and isinstance(own, dict):
+        own.pop("corpus", None)
     return build_settings(sets.override(mapping, assignments))
 
 

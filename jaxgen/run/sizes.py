@@ -80,6 +80,7 @@ MODELS = (
     Model(24, 1024, 1024, 6e-4),
 )
 HEAD = 64  # width of a head
+MORE = "KEY=VALUE changes any, --minutes the time"
 # What does not depend on sizes: the recipe of configs/quickstart.yaml.
 LAYERS = {"norm": "rms", "positions": "rope", "feed": "swiglu", "biases": "none"}
 TRAIN = {"optimizer": "muon", "schedule": "wsd", "decay": 0.4, "final_rate": 0.0, "beta2": 0.95}
@@ -92,6 +93,7 @@ class Choice:
     text_bytes: int
     mapping: dict[str, Any]
     minutes: float
+    given: tuple[str, ...] = ()  # overrides, which win
 
     def __str__(self) -> str:
         model, train = self.mapping["model"], self.mapping["train"]
@@ -101,7 +103,8 @@ class Choice:
             f"chosen for {files.human(self.text_bytes)} of text and this machine ({minutes}): "
             f"{f'{pieces} pieces' if pieces else 'bytes'}, {model['layers']} layers of "
             f"{model['d_model']}, context {model['context']}, batch {train['batch']}, "
-            f"{train['steps']} steps; KEY=VALUE changes any, --minutes the time"
+            f"{train['steps']} steps; "
+            + (f"but as given: {' '.join(self.given)}" if self.given else MORE)
         )
 
 
@@ -224,7 +227,7 @@ def text_settings(
     if settings.objective.name == "causal" and not given and not settings.sample.prompts:
         sample = replace(settings.sample, prompts=prompts(settings.data, settings.model.context))
         settings = replace(settings, sample=sample)
-    return settings, choice
+    return settings, replace(choice, given=tuple(assignments))
 
 
 def text_bytes(names: Sequence[str]) -> int:

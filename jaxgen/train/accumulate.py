@@ -59,10 +59,7 @@ def gradients(
         sums = {n: x if plain else x * result.weight for n, x in result.metrics.items()}
         return result._replace(metrics=sums), widened(grads)
 
-    if accumulate == 1:
-        result, grads = one(batch, key)
-    else:
-        result, grads = over_microbatches(one, params, batch, key, accumulate)
+    result, grads = over_microbatches(one, params, batch, key, accumulate)
     if merge is not None:
         result, grads = merge(result, grads)
     if plain:
@@ -80,6 +77,8 @@ def divisor(weight: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def over_microbatches(one, params, batch, key, accumulate):
     """Return the sums of one(rows, key) -> (Loss, gradient) over `accumulate` parts of the rows."""
+    if accumulate == 1:
+        return one(batch, key)
     leaves, structure = jax.tree.flatten(batch)
     cut = [jnp.ndim(leaf) > 0 for leaf in leaves]
     rows = rows_of(batch)

@@ -81,10 +81,7 @@ def gradients(
     tokens = jnp.sum(jnp.abs(clients["weights"]), axis=(1, 2, 3))
     clients["share"] = tokens / divisor(jnp.sum(tokens))
     one = partial(_group, federated, loss, params, config)
-    if accumulate == 1:
-        result, grads = one(clients, key)
-    else:
-        result, grads = over_microbatches(one, params, clients, key, accumulate)
+    result, grads = over_microbatches(one, params, clients, key, accumulate)
     arrived = divisor(jnp.sum(clients["share"] * (1 - clients[LOST])))
     metrics = {"arrived": jnp.sum((tokens > 0) * (1 - clients[LOST]))}
     grads = jax.tree.map(lambda g: g / arrived, grads)
@@ -156,8 +153,7 @@ def _group(
 ) -> tuple[Loss, Any]:
     """Return the sums over a group's clients that arrive, each by its share of the tokens."""
     each, ways = train_clients(federated, loss, params, config, clients, key)
-    shares = clients["share"]
-    parts = jax.tree.map(lambda d: -d * shares.reshape(-1, *(1 for _ in d.shape[1:])), ways)
+    parts = jax.tree.map(lambda d: clips.scaled(clients["share"], -d), ways)
     return _summed(each, clients), _with_frozen(params, _total(federated, parts, clients, key))
 
 
@@ -173,8 +169,7 @@ def _clipped_rows(
 ) -> tuple[Loss, Any, Float[Array, "C"]]:
     """Return what `private` takes of its rows, of clients: loss sums, clipped sum, norms."""
     each, ways = train_clients(federated, loss, params, config, clients, key)
-    here = 1 - clients[LOST]
-    ways = jax.tree.map(lambda d: -d * here.reshape(-1, *(1 for _ in d.shape[1:])), ways)
+    ways = jax.tree.map(lambda d: clips.scaled(1 - clients[LOST], -d), ways)
     parts, norms = clips.clipped(ways, clip, private.groups)
     total = _total(federated, parts, clients, key)
     return _summed(each, clients), _with_frozen(params, total), norms
@@ -187,12 +182,11 @@ def _summed(each: Loss, clients: Mapping[str, Array]) -> Loss:
 
 def _total(federated: Federated, parts: Any, clients: Mapping[str, Array], key: Any) -> Any:
     """Return the sum of the parts that arrive, in the clear or beneath masks."""
-    arrived = clients[LOST] == 0
+    here = 1 - clients[LOST]
     if federated.settings.secure is None:
-        here = lambda x: arrived.reshape(-1, *(1 for _ in x.shape[1:]))  # noqa: E731
-        return jax.tree.map(lambda x: jnp.sum(jnp.where(here(x), x, 0.0), axis=0), parts)
+        return jax.tree.map(lambda x: jnp.sum(clips.scaled(here, x), axis=0), parts)
     secrets = jax.random.fold_in(key, SECRETS)
-    return secure_total(parts, arrived, secrets, federated.settings.secure)
+    return secure_total(parts, here > 0, secrets, federated.settings.secure)
 
 
 def _with_frozen(params: Any, total: Mapping[str, Array]) -> Any:

@@ -304,14 +304,12 @@ def trim(path: Path, last_step: int, validation_pending: bool = False) -> float:
     content, kept, seconds = path.read_bytes(), [], 0.0
     for line in content.splitlines(keepends=True):
         record = decode(line)
-        again = (
-            validation_pending
-            and record
-            and (record["step"], record.get("kind")) == (last_step, "valid")
-        )
-        if record and record["step"] <= last_step and not again:
-            kept.append(line)
-            seconds = record.get("seconds") or seconds
+        if record is None or record["step"] > last_step:
+            continue
+        if validation_pending and (record["step"], record.get("kind")) == (last_step, "valid"):
+            continue
+        kept.append(line)
+        seconds = record.get("seconds") or seconds
     left = b"".join(kept)
     if content == left:
         return seconds

@@ -128,10 +128,7 @@ def gradients(
         sums = {"below": below, "counted": jnp.sum(counts, dtype=jnp.float32)}
         return result._replace(metrics=sums), grads
 
-    if accumulate == 1:
-        result, grads = one(batch, key)
-    else:
-        result, grads = over_microbatches(one, params, batch, key, accumulate)
+    result, grads = over_microbatches(one, params, batch, key, accumulate)
     expected, seed, noise = settings.expected, settings.seed, settings.noise
     assert expected is not None and seed is not None
     secret = clips.secret_key(jax.random.fold_in(key, NOISE), seed)

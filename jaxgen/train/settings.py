@@ -218,14 +218,16 @@ class TrainSettings:
         own = self.federated
         if not own.on:
             return
-        if self.batch % (own.clients * own.local_steps):
+        if self.batch % (each := own.clients * own.local_steps):
             raise ConfigError(
                 f"batch={self.batch} is not a multiple of federated.clients={own.clients} * "
-                f"federated.local_steps={own.local_steps}, which get equally many rows"
+                f"federated.local_steps={own.local_steps}, which get equally many rows; give "
+                f"batch={each * max(self.batch // each, 1)}, for example"
             )
         if own.clients % self.accumulate:
             raise ConfigError(
-                f"accumulate={self.accumulate} does not divide federated.clients={own.clients}"
+                f"accumulate={self.accumulate} does not divide federated.clients={own.clients}; "
+                f"give a divisor of {own.clients}"
             )
         if own.secure is not None and self.accumulate > 1:
             raise ConfigError(

@@ -1,17 +1,20 @@
 """An audit of a private run with canaries, from the command line to the page of a report."""
 
 import json
+from dataclasses import fields
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.audit import extraction, page, shadows
+from jaxgen.audit import extraction, make, page, shadows
+from jaxgen.audit.make import AuditSettings
 from jaxgen.cli import app
 from jaxgen.config import ModelConfig
 from jaxgen.data.canaries import CanarySettings, planted
 from jaxgen.data.copies import index_copies
 from jaxgen.errors import DataError
+from jaxgen.run import privacy
 from jaxgen.run.settings import build_settings
 from jaxgen.text.loaded_model import LoadedModel
 from jaxgen.tokens.plain import Bytes
@@ -35,6 +38,8 @@ checkpoint: {{every: 2}}
 """)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXGEN_CACHE", str(home / "cache"))
+        # One secret for all, which is part of the program: so that of shadows is compiled already.
+        patch.setattr(privacy.secrets, "randbits", lambda bits: 5)
         assert app.main(["train", str(home / "my.yaml"), "--out", str(home / "run")]) == 0
         assert app.main(["audit", str(home / "run"), "--shadows", "2", *OPTIONS]) == 0
         yield home / "run"
@@ -56,6 +61,24 @@ def test_an_audit_holds_every_attack_and_both_bounds(run):
     epsilon = audit["epsilon"]
     assert 0 <= epsilon["lower"] <= epsilon["upper"] < 3
     assert epsilon["delta"] == 1e-3
+    assert 1.44 < audit["exposure"]["promised"] < audit["exposure"]["most"]
+
+
+def test_each_flag_reaches_the_audit(run, tmp_path, monkeypatch):
+    given = {"candidates": 7, "members": 5, "shadows": 4, "prefix": 3, "length": 2, "batch": 9}
+    given["seed"], asked = 8, []
+    assert given.keys() == {field.name for field in fields(AuditSettings)}
+
+    def make_audit(folder, settings, *, step, **_):
+        asked.append((settings, step))
+        return page.read_audit(run / "audit")
+
+    monkeypatch.setattr(make, "make_audit", make_audit)
+    words = [f"--{name}={value}" for name, value in given.items()]
+    out = ["--step", "last", "--out", str(tmp_path / "out")]
+    assert app.main(["audit", str(run), *words, *out]) == 0
+    assert asked == [(AuditSettings(**given), "last")]
+    assert (tmp_path / "out" / page.JSON).exists()
 
 
 def test_shadows_are_trained_on_other_halves_as_the_run_was(run):
@@ -75,6 +98,14 @@ def test_the_page_shows_it_and_the_report_reads_it(run):
     audit = page.read_audit(run / "audit")
     assert any("exposure, planted" in name for name, _ in page.rows(audit))
     assert page.read_audit(run) is None
+
+
+def test_what_is_not_asked_is_said(run):
+    audit = page.read_audit(run / "audit")
+    audit["extraction"]["held_out"] = {"prompts": 0}
+    said = dict(page.rows(audit))["extraction, held out"]
+    assert said.startswith("nothing is asked: no piece is as long as")
+    assert said in "".join(page.section(audit))
 
 
 def test_what_is_no_audit_is_named(tmp_path):

@@ -1,10 +1,18 @@
 """Canaries: a function of their settings, planted by rate, in the training text alone."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 
 from jaxgen import data, tokens
-from jaxgen.data.canaries import CanarySettings, canary_texts, other_texts, planted
+from jaxgen.data.canaries import (
+    CanarySettings,
+    canary_documents,
+    canary_texts,
+    other_texts,
+    planted,
+)
 from jaxgen.errors import ConfigError
 
 MANY = CanarySettings(number=400, rate=0.25, seed=3)
@@ -27,6 +35,17 @@ def test_other_secrets_are_none_of_the_canaries_and_all_there_are_if_few(digits,
     assert not set(others) & set(canary_texts(settings))
 
 
+OPTIONS = {"number": 30, "rate": 0.9, "repeats": 2, "text": "<{secret}>", "digits": 4, "seed": 1}
+
+
+def test_each_option_changes_what_is_planted():
+    assert OPTIONS.keys() == {field.name for field in fields(CanarySettings)}
+    some = CanarySettings(number=20)
+    for name, value in OPTIONS.items():
+        changed = canary_documents(replace(some, **{name: value}))
+        assert list(changed) != list(canary_documents(some)), name
+
+
 @pytest.mark.parametrize("split", ["hash", "tail"])
 def test_what_is_planted_is_training_text_and_nothing_else_moves(tmp_path, split):
     path = tmp_path / "text.txt"
@@ -47,6 +66,9 @@ def test_what_is_planted_is_training_text_and_nothing_else_moves(tmp_path, split
     assert words == "".join(text * 2 for text in wanted)
     assert np.array_equal(plain.valid.tokens, with_canaries.valid.tokens)
     assert plain.digest != with_canaries.digest
+    said = f"canaries: {len(wanted)} of 20 made-up secrets are planted in the training text, 2 "
+    assert with_canaries.notes[-1].startswith(said)
+    assert not any("canaries" in note for note in plain.notes)
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_few_documents_are_split_by_tail_by_themselves_and_it_is_said(tmp_path, 
 def test_a_corpus_of_nothing_but_bad_records_says_so(tmp_path):
     (tmp_path / "x.jsonl").write_text("oops\n")
     settings = DataSettings(files=(str(tmp_path / "x.jsonl"),), on_bad_record="skip")
-    with pytest.raises(DataError, match=r"holds no text .*not JSON: 1"):
+    with pytest.raises(DataError, match=r"holds no text .*not JSON: 1; .*:1 "):
         data.prepare(settings, bytes_tokenizer(), tmp_path / "cache")
 
 

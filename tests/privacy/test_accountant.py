@@ -1,8 +1,10 @@
 """Epsilon is dp-accounting's own, of the sampling that runs."""
 
 import dp_accounting as dp
+import numpy as np
 import pytest
 from dp_accounting import pld, rdp
+from scipy.stats import norm
 
 from jaxgen.errors import ConfigError
 from jaxgen.privacy import accountant
@@ -63,3 +65,10 @@ def test_a_batch_holds_more_than_is_expected_and_rarely_overflows():
     expected = accountant.largest_expected(1_000, 64)
     assert Mechanism(1.0, expected / 1_000, 1_000, 64).overflow == pytest.approx(1e-6, rel=1e-3)
     assert accountant.largest_expected(10, 64) == 5
+
+
+def test_what_is_unlikely_without_a_unit_is_as_likely_with_it_as_the_noise_allows():
+    """Of one step of all units: the best test of N(0, noise) against N(1, noise)."""
+    chances = np.array([1.0, 0.3, 0.01, 1e-6])
+    found = accountant.largest_chance(Mechanism(0.5, 1.0, 40, 40), 1, chances)
+    assert found == pytest.approx(norm.cdf(norm.ppf(chances) + 2.0), rel=5e-3)

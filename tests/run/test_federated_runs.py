@@ -1,13 +1,21 @@
 """Federated runs: through the same loop, private by user, resumed bit for bit, refused by name."""
 
 import json
+import re
 import shutil
+from dataclasses import fields
 
+import jax
 import numpy as np
 import pytest
 
+from jaxgen import data, tokens
 from jaxgen.errors import ConfigError
-from jaxgen.run.settings import build_settings
+from jaxgen.privacy.settings import FederatedSettings
+from jaxgen.run import shapes
+from jaxgen.run.job import Run
+from jaxgen.run.settings import build_settings, resolve
+from jaxgen.run.step import step_of
 from jaxgen.run.training import resume, train
 
 FEDERATED = {"clients": 4, "local_steps": 2, "learning_rate": 0.5, "lost": 0.2}
@@ -61,10 +69,41 @@ def test_a_run_goes_on_bit_for_bit(run, tmp_path):
     assert tables[0] == tables[1] and tables[0]
 
 
+OPTIONS = {
+    "clients": {"clients": 2},
+    "local_steps": {"local_steps": 1},
+    "learning_rate": {"learning_rate": 0.7},
+    "proximal": {"proximal": 0.1},
+    "lost": {"lost": 0.9},
+    "secure": {"secure": 1.0},
+}
+
+
+def test_each_option_of_clients_changes_the_step_or_what_it_reads(run, tmp_path):
+    assert OPTIONS.keys() == {field.name for field in fields(FederatedSettings)}
+    tokenizer, files = tokens.train(tokens.TokenizerSettings(kind="bytes"), ()), run.parent
+    corpus = data.prepare(settings_of(files / "text.jsonl").data, tokenizer, tmp_path)
+
+    def program(change):
+        settings = resolve(settings_of(federated=FEDERATED | change), tokenizer)
+        own = Run(settings, tmp_path, tokenizer, corpus)
+        words = str(jax.make_jaxpr(step_of(settings, own.optimizer))(
+            own.shapes, shapes.batch(settings)))  # fmt: skip
+        batches = own.batches()
+        read = next(batches)
+        batches.close()
+        return re.sub("0x[0-9a-f]+", "", words), *(x.tobytes() for x in read.values())
+
+    plain = program({})
+    assert program({}) == plain
+    for name, change in OPTIONS.items():
+        assert program(change) != plain, name
+
+
 WRONG = {
     "user": ({"data": {"user": None}}, "needs data.user"),
-    "rows": ({"federated": {"clients": 3}}, "batch=8 is not a multiple of federated.clients=3"),
-    "groups": ({"train": {"accumulate": 8}}, "accumulate=8 does not divide federated.clients=4"),
+    "rows": ({"federated": {"clients": 3}}, "clients=3 .* give batch=6, for"),
+    "groups": ({"train": {"accumulate": 8}}, "clients=4; give a divisor of 4"),
     "secure": (
         {"federated": FEDERATED | {"secure": 1.0}, "train": {"accumulate": 2}},
         "sums all clients of a round at once",

@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import sys
+import threading
+from dataclasses import fields
 from pathlib import Path
 
 import jax
@@ -11,13 +14,17 @@ import pytest
 
 from jaxgen import data, tokens
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.run import shapes
+from jaxgen.mesh.group import Group
+from jaxgen.privacy.settings import PrivacySettings
+from jaxgen.run import announce, inputs, shapes
+from jaxgen.run.folder import TOKENIZER, existing_settings
 from jaxgen.run.job import Run
 from jaxgen.run.preparing import with_steps_and_noise
 from jaxgen.run.settings import build_settings, resolve
 from jaxgen.run.step import step_of
 from jaxgen.run.training import resume, train
 from jaxgen.store import directory
+from jaxgen.train.log import Log
 
 # Little is spent because a small epsilon is accounted for in a tenth of the time.
 PRIVACY = {"epsilon": 0.5, "delta": 1e-3, "unit": "row", "expected": 3.0}
@@ -45,11 +52,33 @@ def settings_of(text, *, privacy=None, **more):
     return build_settings(sections)
 
 
+# In the place of tensorboardX, which imports torch where it is installed: it tells where it is.
+TELLS = """import threading
+from pathlib import Path
+Path(__file__).with_name("thread").write_text(threading.current_thread().name)
+"""
+
+
 @pytest.fixture(scope="module")
 def run(text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    train(settings_of(text), folder, cache=folder.parent / "cache")
+    package = folder.parent / "tensorboardX"
+    package.mkdir()
+    (package / "__init__.py").write_text(TELLS)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in sys.modules if name.split(".")[0] == "tensorboardX"]:
+            patch.delitem(sys.modules, name)
+        patch.syspath_prepend(folder.parent)
+        settings = settings_of(text, train={"track": ["tensorboard"]})
+        train(settings, folder, cache=folder.parent / "cache")
+        sys.modules.pop("tensorboardX")
     return folder
+
+
+def test_what_scipy_asks_for_names_is_not_imported_in_the_log_s_thread(run):
+    """SciPy, in this one, asks a torch that is half imported for names that it lacks yet."""
+    name = (run.parent / "tensorboardX" / "thread").read_text()
+    assert name == threading.current_thread().name
 
 
 def lines(run, kind="train"):
@@ -66,6 +95,18 @@ def test_a_run_shows_its_epsilon_and_keeps_to_the_budget(run):
     assert card["delta"] == 1e-3 and card["steps"] == 4 and card["rows"] == 8
     assert card["unit"].startswith("row") and "Poisson" in card["sampling"]
     assert card["probability"] * card["units"] == pytest.approx(3.0)
+    assert "done: " in (said := (run / "log.txt").read_text())
+    assert "the best validation is that of step 4 (--step best)" in said
+
+
+def test_the_end_of_a_run_waits_for_no_other_process(run, monkeypatch):
+    """They have left already: the first process alone draws, writes the card and says good bye."""
+    settings, tokenizer = existing_settings(run), tokens.load(run / TOKENIZER)
+    corpus = inputs.prepare(settings, tokenizer, run.parent / "cache", folder=run)
+    monkeypatch.setattr(Group, "sync", lambda *_, **__: pytest.fail("waits for the others"))
+    with Log(run, total_steps=4, resume_step=4, display="off", track=()) as log:
+        announce.conclude(Run(settings, run, tokenizer, corpus), log, "of a reason")
+    assert "ended at step 4: of a reason" in (run / "log.txt").read_text()
 
 
 def test_what_is_restored_makes_the_noise_that_was_lost(run, text, tmp_path):
@@ -75,7 +116,7 @@ def test_what_is_restored_makes_the_noise_that_was_lost(run, text, tmp_path):
     for name in ("config.yaml", "tokenizer", "env.json", "checkpoints", "metrics.jsonl"):
         source = run / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, other / name)
-    resume(other, [], cache=run.parent / "cache", step=2, force=True)
+    resume(other, ["train.track=[]"], cache=run.parent / "cache", step=2, force=True)
     tables = []
     for folder in (run, other):
         manifest = json.loads((folder / "checkpoints" / "00000004" / "manifest.json").read_text())
@@ -95,7 +136,7 @@ def test_a_checkpoint_of_other_privacy_than_the_config_says_is_refused(run, tmp_
 
 def test_more_steps_than_the_budget_has_end_at_once_and_other_privacy_is_refused(run, text):
     cache = run.parent / "cache"
-    resume(run, ["train.steps=8"], cache=cache)
+    resume(run, ["train.steps=8", "train.track=[]"], cache=cache)
     assert directory.list_steps(run / "checkpoints")[-1] == 4
     assert "the budget of epsilon 0.5 is spent" in (run / "log.txt").read_text()
     for change in ("clip=2.0", "delta=2e-3", "seed=3", "unit=document"):
@@ -159,20 +200,24 @@ def test_what_does_not_fit_the_number_of_units_is_refused_before_the_folder_is_b
 
 
 OPTIONS = {
-    "epsilon": {"epsilon": 0.5},
-    "delta": {"delta": 2e-3},
-    "noise_multiplier": {"epsilon": None, "noise_multiplier": 1.1},
+    "noise_multiplier": {"noise_multiplier": 1.1},
     "clip": {"clip": 2.0},
     "clipping": {"clipping": "per_layer"},
     "quantile": {"quantile": 0.5},
     "method": {"method": "vmap"},
-    "unit": {"unit": "file"},
     "expected": {"expected": 2.0},
-    "accountant": {"accountant": "rdp"},
     "seed": {"seed": 6},
-    "solved_noise": {"solved_noise": 3.0},
 }
-OPEN = PRIVACY | {"epsilon": 1.0, "expected": 0.3, "unit": "document", "seed": 5}
+# These are of the noise that epsilon is solved to, or of what is drawn from.
+SOLVED = {
+    "epsilon": {"epsilon": 0.5},
+    "delta": {"delta": 2e-3},
+    "accountant": {"accountant": "rdp"},
+    "solved_noise": {"solved_noise": 3.0},
+    "unit": {"unit": "file", "solved_noise": 3.0},
+}
+OPEN = {"noise_multiplier": 2.0, "delta": 1e-3, "expected": 0.3, "unit": "document", "seed": 5}
+SOLVES = OPEN | {"noise_multiplier": None, "epsilon": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -194,31 +239,35 @@ def files(tmp_path_factory):
     )
 
 
-def program(files, change):
-    """Return the step of these options in words, and what it draws from."""
+def prepared(files, privacy):
+    """Return the run of these settings, with what is open filled in."""
     own, tokenizer, corpus = files
-    settings = resolve(settings_of("", data=own, privacy=OPEN | change), tokenizer)
+    settings = resolve(settings_of("", data=own, privacy=privacy), tokenizer)
     run = Run(settings, Path(), tokenizer, corpus)
-    run = Run(with_steps_and_noise(run), Path(), tokenizer, corpus)
+    return Run(with_steps_and_noise(run), Path(), tokenizer, corpus)
+
+
+def program(files, change):
+    """Return the step of these options in words."""
+    run = prepared(files, OPEN | change)
     step = step_of(run.settings, run.optimizer)
     words = str(jax.make_jaxpr(step)(run.shapes, shapes.batch(run.settings)))
-    return re.sub("0x[0-9a-f]+", "", words), run.budget.mechanism
+    return re.sub("0x[0-9a-f]+", "", words)
 
 
-@pytest.fixture(scope="module")
-def plain(files):
-    return program(files, {})
-
-
-def test_the_same_options_of_privacy_are_the_same_program(files, plain):
+def test_each_option_of_privacy_changes_the_step_or_what_it_draws_from(files):
+    every = {field.name for field in fields(PrivacySettings)}
+    assert OPTIONS.keys() | SOLVED.keys() == every and not OPTIONS.keys() & SOLVED.keys()
+    plain = program(files, {})
     assert program(files, {}) == plain
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_each_option_of_privacy_changes_the_step_or_what_it_draws_from(files, plain, name):
-    step, mechanism = program(files, OPTIONS[name])
-    if name in ("unit", "expected"):
-        assert mechanism.rate != plain[1].rate
-    elif name == "accountant":  # rdp needs more noise for the same epsilon
-        assert mechanism.noise > plain[1].noise
-    assert step != plain[0]
+    for name, change in OPTIONS.items():
+        assert program(files, change) != plain, name
+    found = {name: prepared(files, SOLVES | SOLVED[name]).budget.mechanism for name in SOLVED}
+    plain = prepared(files, SOLVES).budget.mechanism
+    for name in ("epsilon", "accountant"):  # rdp needs more noise for the same epsilon
+        assert found[name].noise > plain.noise, name
+    assert found["delta"].noise < plain.noise
+    assert found["solved_noise"].noise == 3.0
+    assert found["unit"].population == 8 < plain.population
+    more = prepared(files, OPEN | {"expected": 2.0}).budget.mechanism
+    assert more.rate == 2.0 / more.population

@@ -59,7 +59,8 @@ def test_overrides_win_and_a_kind_takes_its_section(tmp_path):
     assert plain.data.files == tuple(names) and plain.sample.prompts == ("once upon a time",)
     assert plain.tokenizer.vocab_size == 512
     words = ["tokenizer.kind=bytes", "train.steps=7", "model.layers=1", "sample.prompts=[Hi]"]
-    changed, _ = sizes.text_settings(names, words)
+    changed, choice = sizes.text_settings(names, words)
+    assert str(choice).endswith("but as given: " + " ".join(words))
     assert changed.tokenizer.kind == "bytes" and changed.train.steps == 7
     assert changed.model.layers == 1 and changed.sample.prompts == ("Hi",)
     preset, _ = sizes.text_settings(names, ["model.preset=gpt2-124m"])
