@@ -17,6 +17,7 @@ from jaxgen.compress.recipe import PRESETS, Recipe, read_recipe
 from jaxgen.errors import ConfigError
 from jaxgen.models import serving
 from jaxgen.nn import unroll
+from jaxgen.nn.stack import layer_params
 from jaxgen.tokens import train as train_tokenizer
 from jaxgen.tokens.settings import TokenizerSettings
 
@@ -77,7 +78,7 @@ def test_statistics_are_those_of_the_inputs_that_the_model_computes(model, rows)
     [x] = layerwise.embed(params, config, rows)
     taps = jaxgen.apply(params, config, rows, taps=("layers/out",)).taps["layers/out"]
     for layer in range(config.layers):
-        own = layerwise.layer_params(params, config, layer)
+        own = layer_params(params, config, layer)
         recorded = layerwise.record_layer(own, {}, config, layer, x)
         scale = jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + config.norm_epsilon)
         normed = (x * scale * own["attn_norm"]["scale"]).reshape(-1, 64)

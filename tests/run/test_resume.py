@@ -278,4 +278,4 @@ def test_the_run_folder_holds_all_that_its_use_needs(finished, finish, tmp_path)
     code, said = finish("eval", elsewhere, "--split", "test")
     assert code == 0 and "bits per byte" in said, said
     env = json.loads((finished / "env.json").read_text())
-    assert len(env["digests"]["data"]) == 64
+    assert len(env["digests"]["text"]) == 64
