@@ -88,13 +88,16 @@ def teach(args: argparse.Namespace) -> dict:
                 f"train.seed={seed}",
                 f"train.steps={args.steps}",
                 f"model.layers={args.layers}",
+                f"model.d_model={args.width}",
+                f"model.d_ff={8 * args.width // 3}",
             ]
             words += [f"distill.teacher={args.model}"] if name == "taught" else []
             train(config, out, args.steps, *words)
             losses[name].append(loss_of(out))
     gain = np.subtract(losses["plain"], losses["taught"])
     half = 4.303 * gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) == 3 else None
-    return {**losses, "gain": float(gain.mean()), "half_interval_95": half}
+    size = {"layers": args.layers, "width": args.width}
+    return {**size, **losses, "gain": float(gain.mean()), "half_interval_95": half}
 
 
 def main() -> None:
@@ -110,6 +113,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     figures = {"ladder": ladder, "heal": heal, "teach": teach}[args.what](args)

@@ -38,8 +38,9 @@ def ladder(
 ) -> None:
     """Compress a model by several recipes and show what each costs and gains.
 
-    One table: bytes on disk, memory, tokens a second for 1 and 8 rows, bits per
-    byte and the change of perplexity, with intervals. Each rung is measured in a
+    One table: MiB on disk, memory, tokens a second for 1 and 8 rows, bits per
+    byte and the change of perplexity, with intervals; then quality, diversity,
+    stability and speed as `jaxgen report` has them. Each rung is measured in a
     process of its own, on the same rows. OUT gets the rungs, ladder.json, and
     ladder.html, a page that needs no network; rungs that are there already, of
     the same recipe, are not made again.
@@ -59,7 +60,8 @@ def ladder(
     folder, which = paths.model(model, step)
     paths.check_folder(out)
     start.prepare_jax(paths.cache())
-    from jaxgen.compress import ladder as page
+    from jaxgen.report import ladder as page
+    from jaxgen.report import table
 
     home = Path(out)
     with exits.in_folder(folder):
@@ -67,7 +69,8 @@ def ladder(
     report["front"] = page.front(report["rungs"])
     files.write_json(home / "ladder.json", report)
     files.write(home / "ladder.html", page.html(report))
-    print(page.text(report))
+    print(f"{page.text(report)}\n")
+    table.show_all(report, terminal.console())
     print(f"wrote {home / 'ladder.json'} and {home / 'ladder.html'}")
 
 
@@ -81,13 +84,15 @@ def _climb(
     sizes: tuple[int, int, int],
 ) -> dict[str, Any]:
     """Return the report of a model and its rungs; sizes: rows, their length, tokens to decode."""
-    from jaxgen.compress import measure, text
+    from jaxgen.compress import text
     from jaxgen.compress.folder import is_written, write_folder
+    from jaxgen.report import rungs as measured
+    from jaxgen.report.make import HELD_OUT
     from jaxgen.text.loaded_model import open_model
 
     model = open_model(folder, step=step)
     label, texts = text.texts_of(folder, on, "valid")
-    count, length, new_tokens = sizes[0], *measure.fitting(model.config, *sizes[1:])
+    count, length, new_tokens = sizes[0], *measured.fitting(model.config, *sizes[1:])
     ids = text.token_rows(model, texts, count, length, label)
     rungs, missing = [("as it is", folder, step)], []
     for name, recipe in named:
@@ -95,18 +100,26 @@ def _climb(
         rungs.append((name, rung, None))
         if not is_written(model, folder, recipe, rung, calibration):
             missing.append((name, recipe, rung, calibration))
-    widths = model.tokenizer.byte_lengths
-    del model
-    for job in missing:
-        terminal.say(f"{job[0]}:")
-        write_folder(folder, step, *job, say=terminal.say)
-    rows, baseline = [], None
-    for name, rung, rung_step in rungs:
-        with terminal.waiting(f"measuring {name}"):
-            figures = measure.measure_folder(rung, rung_step, ids, new_tokens)
-        nll = figures.pop("nll")
-        baseline = baseline or nll
-        figures |= measure.compared(nll, baseline, ids, widths)
-        rows.append({"name": name, "bytes": measure.stored(rung, rung_step), **figures})
+    widths, rows, baseline = model.tokenizer.byte_lengths, [], None
+    with measured.as_text(model, ids) as shard:
+        known = {HELD_OUT: ("the true continuations", measured.true_axes(model, shard, new_tokens))}
+        del model
+        for job in missing:
+            terminal.say(f"{job[0]}:")
+            write_folder(folder, step, *job, say=terminal.say)
+        for name, rung, rung_step in rungs:
+            with terminal.waiting(f"measuring {name}"):
+                job = rung, rung_step, shard, new_tokens, (folder, step)
+                figures = measured.measure_folder(*job)
+            nll, axes = figures.pop("nll"), figures.pop("axes")
+            baseline = baseline or nll
+            figures |= measured.compared(nll, baseline, ids, widths)
+            size = measured.stored(rung, rung_step)
+            rows.append({"name": name, "bytes": size, **figures})
+            known[name] = (f"{size / 2**20:,.1f} MiB", axes)
     settings = {"text": label, "rows": len(ids), "length": length, "new_tokens": new_tokens}
-    return {"model": str(folder), "settings": settings, "rungs": rows}
+    generators = {
+        name: {"about": about, "parameters": None, "metrics": axes}
+        for name, (about, axes) in known.items()
+    }
+    return {"model": str(folder), "settings": settings, "rungs": rows, "generators": generators}

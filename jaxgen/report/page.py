@@ -34,8 +34,6 @@ margin:6px 0 0}.prompt{color:var(--soft)}.sample{margin-bottom:16px}
 
 def html(report: dict[str, Any]) -> str:
     """Return the page of a report's JSON."""
-    names = list(report["generators"])
-    color = {name: str(COLORS[i % len(COLORS)]) for i, name in enumerate(names)}
     text = report["text"]
     parts = [
         "<h1>Text generators, side by side</h1>",
@@ -43,18 +41,30 @@ def html(report: dict[str, Any]) -> str:
         f"same {text['tokens']:,} tokens ({text['bytes']:,} bytes, {text['split']} split) that "
         f"none of them has seen. Bars are values, whiskers 95 % confidence intervals by "
         f"resampling; the best of each is bold.</p>",
-        _legend(report, color),
+        *axes(report),
+        _samples(report, _colors(report)),
     ]
+    for audit in report["audits"]:
+        parts += audit_page.section(audit)
+    parts.append(_facts(report))
+    return document("jaxgen report", parts, style=STYLE + audit_page.STYLE)
+
+
+def axes(report: dict[str, Any]) -> list[str]:
+    """Return the part of each axis, with bars of every generator, after a legend."""
+    color = _colors(report)
+    parts = [_legend(report, color)]
     for axis in AXES:
         cards = "".join(_card(report, m, color) for m in METRICS if m.axis == axis)
         parts.append(
             f"<h2>{axis.capitalize()}</h2><p>{AXIS[axis]}</p><div class=grid>{cards}</div>"
         )
-    parts.append(_samples(report, color))
-    for audit in report["audits"]:
-        parts += audit_page.section(audit)
-    parts.append(_facts(report))
-    return document("jaxgen report", parts, style=STYLE + audit_page.STYLE)
+    return parts
+
+
+def _colors(report: dict[str, Any]) -> dict[str, str]:
+    names = enumerate(report["generators"])
+    return {name: str(COLORS[i % len(COLORS)]) for i, name in names}
 
 
 def _legend(report: dict[str, Any], color: dict[str, str]) -> str:

@@ -70,6 +70,8 @@ def show_all(report: dict[str, Any], console: Console) -> None:
     halved = False
     for axis in AXES:
         metrics = [m for m in METRICS if m.axis == axis and _has_value(report, m)]
+        if not metrics:
+            continue
         columns = _columns(report, metrics, cell)
         names = max((len(m.title) for m in metrics), default=0)
         blocks = _blocks(columns, console.width - names)

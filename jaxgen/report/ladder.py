@@ -8,15 +8,17 @@ from typing import Any
 
 from jaxgen import terminal
 from jaxgen.html_page import document
+from jaxgen.report import page
 
 ABOUT = (
     "Bits per byte with its 95 % interval, by resampling rows of the text; perplexity as its "
     "change against the first rung on the same rows, with the interval of the pairs. Memory is "
     "what a process holds more than before the model was loaded, once it decodes, programs "
-    "included. A rung marked * is on the Pareto front: no other one is both smaller and better."
+    "included, in MiB. A rung marked * is on the Pareto front: no other one is both smaller and "
+    "better."
 )
 COLUMNS = (
-    "", "rung", "bytes", "ratio", "memory", "tok/s x1", "tok/s x8", "bits/byte", "perplexity",
+    "", "rung", "MiB", "ratio", "memory", "tok/s x1", "x8", "bits/byte", "perplexity, %",
 )  # fmt: skip
 STYLE = """
 .wide{overflow-x:auto}td,th{padding:3px 14px 3px 0;text-align:right}
@@ -37,36 +39,54 @@ def front(rungs: Sequence[dict[str, Any]]) -> list[str]:
     return [rung["name"] for rung in rungs if not any(beats(other, rung) for other in rungs)]
 
 
-def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return the table's rows in words, COLUMNS first."""
+def rows(report: dict[str, Any], *, ends: bool = True) -> list[tuple[str, ...]]:
+    """Return the table's rows in words, COLUMNS first; ends: of intervals, else half of them."""
     first = report["rungs"][0]
     return [COLUMNS] + [
         (
             "*" if rung["name"] in report["front"] else "",
             rung["name"],
-            f"{rung['bytes'] / 2**20:,.1f} MiB",
+            f"{rung['bytes'] / 2**20:,.1f}",
             f"{first['bytes'] / rung['bytes']:.2f}",
-            f"{rung['resident'] / 2**20:,.0f} MiB",
+            f"{rung['resident'] / 2**20:,.0f}",
             f"{rung['speed']['1']:,.1f}",
             f"{rung['speed']['8']:,.1f}",
-            _with_ends(rung["bits_per_byte"], "{:.4f}", 1.0),
-            _with_ends(rung["perplexity"], "{:+.2f}", 100.0, " %"),
+            _with_ends(rung["bits_per_byte"], "{:.4f}", 1.0, ends),
+            _with_ends(rung["perplexity"], "{:+.2f}", 100.0, ends),
         )
         for rung in report["rungs"]
     ]
 
 
-def _with_ends(estimate: dict[str, Any], form: str, factor: float, unit: str = "") -> str:
+def _with_ends(estimate: dict[str, Any], form: str, factor: float, ends: bool) -> str:
     value, low, high = (estimate[name] for name in ("value", "low", "high"))
-    text = form.format(value * factor) + unit
+    text = form.format(value * factor)
     if low is None or low == high:
         return text
+    if not ends:
+        return f"{text} ±{form.replace('+', '').format((high - low) / 2 * factor)}"
     return f"{text} [{form.format(low * factor)}, {form.format(high * factor)}]"
 
 
 def text(report: dict[str, Any]) -> str:
-    """Return the table as lines."""
-    return "\n".join(terminal.aligned(rows(report), [i > 1 for i in range(len(COLUMNS))]))
+    """Return the table as lines; where it is too wide, with half intervals, or a part a rung."""
+    columns = terminal.width()
+    for ends in (True, False):
+        table = rows(report, ends=ends)
+        lines = terminal.aligned(table, [i > 1 for i in range(len(COLUMNS))])
+        if columns is None or max(map(len, lines)) <= columns:
+            break
+    else:
+        names, *body = table
+        parts = [zip(names[2:], cells[2:], strict=True) for cells in body]
+        lines = [
+            line
+            for cells, part in zip(body, parts, strict=True)
+            for line in (f"{cells[1]}{' *' * bool(cells[0])}",
+                         *(f"  {one}" for one in terminal.aligned([*part], [False, True])))
+        ]  # fmt: skip
+    note = "" if ends else "\n± is half of the 95 % interval; a wider terminal shows its ends"
+    return "\n".join(lines) + note
 
 
 def html(report: dict[str, Any]) -> str:
@@ -81,8 +101,9 @@ def html(report: dict[str, Any]) -> str:
         f"<h1>{escape(report['model'])}, rung by rung</h1><p>{escape(ABOUT)}</p>",
         _plot(report),
         f"<div class=wide><table><tr>{names}</tr>{cells}</table></div><p>{escape(facts)}</p>",
+        *page.axes(report),
     ]
-    return document("jaxgen ladder", parts, style=STYLE)
+    return document("jaxgen ladder", parts, style=STYLE + page.STYLE)
 
 
 def _plot(report: dict[str, Any]) -> str:

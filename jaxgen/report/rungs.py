@@ -1,10 +1,13 @@
-"""What a model's folder costs and gives: memory, speed, and how well it predicts some rows."""
+"""What a rung of the ladder costs and gives: memory, speed, likelihood, and the report's axes."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,50 +17,78 @@ import numpy as np
 
 from jaxgen.compress import layerwise
 from jaxgen.config import ModelConfig
+from jaxgen.data.shard import ShardWriter, TokenShard, open_shard
 from jaxgen.errors import ConfigError
 from jaxgen.measure import bootstrap
 from jaxgen.measure.speed import seconds
 from jaxgen.models import api, serving
 from jaxgen.ops.cpu import allocator
 from jaxgen.pretrained.model import WEIGHTS, load
+from jaxgen.report import generators
+from jaxgen.report.collect import Figures, Plan, Text, measure, measure_texts, windows
 from jaxgen.store.steps import Step
+from jaxgen.text import tasks
 from jaxgen.text.generate import generate
+from jaxgen.text.loaded_model import LoadedModel, open_model
 from jaxgen.train.losses import causal_loss
 
+Folder = tuple[Path, Step]
 BATCHES = (1, 8)  # rows that are decoded at once
 PROMPT, REPEATS = 8, 3
 
 
 def fitting(config: ModelConfig, length: int, new_tokens: int) -> tuple[int, int]:
-    """Return both, or what a model's context has room for; ConfigError if that is nothing."""
-    room = config.context - PROMPT
-    if room < 1:
+    """Return both, or what a row within a model's context holds; ConfigError if that is nothing."""
+    length = min(length, config.context)
+    if length < PROMPT + 2:
+        name = "--length" if length < config.context else "context of the model"
         raise ConfigError(
-            f"context={config.context} of the model has no room for a prompt of {PROMPT} tokens "
-            f"and a new one, so its speed can't be measured; give a model with a longer context"
+            f"{name}={length} has no room for a prompt of {PROMPT} tokens and two new ones; give "
+            f"a longer one"
         )
-    return min(length, config.context), min(new_tokens, room)
+    return length, min(new_tokens, length - PROMPT)
 
 
-def measure_folder(folder: Path, step: Step, rows: np.ndarray, new_tokens: int) -> dict[str, Any]:
+@contextmanager
+def as_text(model: LoadedModel, rows: np.ndarray) -> Iterator[Path]:
+    """Yield the file of a shard whose documents are these rows of ids, while the block lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.tokens"
+        known = {"vocab_size": model.config.V, "tokenizer": model.tokenizer.fingerprint}
+        writer = ShardWriter(path, **known)
+        size = int(model.tokenizer.byte_lengths[rows].sum())
+        writer.add(rows.reshape(-1), [rows.shape[1]] * len(rows), size)
+        writer.close()
+        yield path
+
+
+def measure_folder(
+    folder: Path, step: Step, shard: Path, new_tokens: int, judge: Folder
+) -> dict[str, Any]:
     """Return what a model takes and gives, measured in a process of its own.
 
     Args:
         folder: of the model.
         step: which checkpoint of a run.
-        rows: ids [rows, length] to predict.
-        new_tokens: how many are decoded for each figure of speed.
+        shard: rows of ids to predict, of `as_text`.
+        new_tokens: how many are decoded for each figure of speed, and to each prompt.
+        judge: folder and step of the model whose vectors compare texts.
 
     Returns:
         resident (bytes more than before it was loaded, once it decodes), speed (tokens a second by
-        batch), nll (nats of each row).
+        batch), nll (nats of each row), and axes, the figures of `jaxgen report`, but for what is
+        copied from a training text: there is none at hand.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as process:
-        return process.submit(_measure, folder, step, rows, new_tokens).result()
+        return process.submit(_measure, folder, step, shard, new_tokens, judge).result()
 
 
-def _measure(folder: Path, step: Step, rows: np.ndarray, new_tokens: int) -> dict[str, Any]:
+def _measure(
+    folder: Path, step: Step, shard: Path, new_tokens: int, judge: Folder
+) -> dict[str, Any]:
+    held = open_shard(shard)
+    rows = held.all_tokens.astype(np.int32).reshape(held.documents, -1)
     jnp.zeros(1).block_until_ready()
     before = allocator.resident()
     config, params = load(folder, step=step)
@@ -78,7 +109,34 @@ def _measure(folder: Path, step: Step, rows: np.ndarray, new_tokens: int) -> dic
         speed[str(batch)] = batch * new_tokens / took
     allocator.give_back()  # what compiling has freed
     more = allocator.resident() - before
-    return {"resident": more, "speed": speed, "nll": np.concatenate(nll).tolist()}
+    figures = _axes(generators.transformer("", config, params), held, new_tokens, judge)
+    return {"resident": more, "speed": speed, "nll": np.concatenate(nll).tolist(), "axes": figures}
+
+
+def _axes(one: Any, held: TokenShard, new_tokens: int, judge: Folder) -> dict[str, Any]:
+    plan, text = _plan(new_tokens), _text(open_model(judge[0], step=judge[1]), held)
+    return _as_json(measure(one, text, plan, *windows(text, plan))[0])
+
+
+def true_axes(model: LoadedModel, shard: Path, new_tokens: int) -> dict[str, Any]:
+    """Return the figures of the text itself, which those of the rungs are near or far from."""
+    plan, text = _plan(new_tokens), _text(model, open_shard(shard))
+    true = windows(text, plan)[1]
+    return _as_json(measure_texts(true[None], true, text, plan, reference=True))
+
+
+def _plan(new_tokens: int) -> Plan:
+    return Plan(prompt_tokens=PROMPT, new_tokens=new_tokens, seeds=2)
+
+
+def _text(model: LoadedModel, held: TokenShard) -> Text:
+    length = len(held.tokens) // held.documents
+    return Text(held, held, model.tokenizer, length, partial(tasks.embed, model))
+
+
+def _as_json(figures: Figures) -> dict[str, Any]:
+    """Return figures as JSON-able data; what is copied of the held-out text itself says nothing."""
+    return {name: one._asdict() for name, one in figures.items() if name != "copied_8"}
 
 
 def _nll(nats: Callable[..., jax.Array], params: api.Params, rows: np.ndarray) -> np.ndarray:
