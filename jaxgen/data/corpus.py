@@ -89,18 +89,36 @@ def prepare(
     folder = cache / recipe.key(before.digests)
 
     def write(draft: Path) -> None:
-        written, total = Written(), _total(recipe)
-        reads = assigned(recipe.settings, written.tally, form=form)
-        counts = write_shards(draft, recipe, reads, written, total, progress)
-        check_splits(recipe, counts, written.tally)
-        written.write(draft, recipe)
-        if stamps(split_paths(recipe.settings)) != before.stamps:
-            raise DataError("the text changed while it was read; start again when it is whole")
+        write_text(draft, recipe, split_paths(recipe.settings), before.stamps, progress=progress)
 
-    reused = made(folder, write)
-    corpus = opened(folder, tokenizer, digests, reused=reused)
+    reused = write_once(folder, write)
+    corpus = open_corpus(folder, tokenizer, digests, reused=reused)
     digests.save()
     return replace(corpus, notes=(*notes, *corpus.notes))
+
+
+def write_text(
+    draft: Path,
+    recipe: Recipe,
+    paths: Sequence[Path],
+    before: list[tuple[str, int, int]],
+    *,
+    only: Sources | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write the shards of a text, or of `only` some of its files, and what is beside them.
+
+    paths: of the files; before: their `stamps` when they were digested. Raises DataError if they
+    have changed since, or if all the text leaves a split without any.
+    """
+    written = Written()
+    reads = assigned(recipe.settings, written.tally, form=recipe.form, only=only)
+    counts = write_shards(draft, recipe, reads, written, _total(recipe, before), progress)
+    if only is None:
+        check_splits(recipe, counts, written.tally)
+    written.write(draft, recipe)
+    if stamps(paths) != before:
+        raise DataError("the text changed while it was read; start again when it is whole")
 
 
 def recipe_of(
@@ -117,7 +135,7 @@ def recipe_of(
     return Recipe(settings, tokenizer, form, tuple(labels), dropout, draws if dropout else 1)
 
 
-def made(folder: Path, write: Callable[[Path], None]) -> bool:
+def write_once(folder: Path, write: Callable[[Path], None]) -> bool:
     """Make a folder of shards, whole or not at all, unless it is there; return whether it was."""
     # In a bucket, what was killed halfway is no folder under another name.
     if (folder / ABOUT if files.in_bucket(folder) else folder).exists():
@@ -226,15 +244,15 @@ def stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
     return shown
 
 
-def _total(recipe: Recipe) -> int:
-    settings = recipe.settings
-    if settings.corpus:
-        read = documents(settings, form=recipe.form)
+def _total(recipe: Recipe, before: list[tuple[str, int, int]]) -> int:
+    """Return the bytes of a text."""
+    if recipe.settings.corpus:
+        read = documents(recipe.settings, form=recipe.form)
         return sum(len(text.encode()) for one in read for text in one.texts)
-    return sum(size for _, size, _ in stamps(split_paths(settings)))
+    return sum(size for _, size, _ in before)
 
 
-def opened(folder: Path, tokenizer: Encoder, digests: DigestCache, *, reused: bool) -> Corpus:
+def open_corpus(folder: Path, tokenizer: Encoder, digests: DigestCache, *, reused: bool) -> Corpus:
     """Return the corpus in a folder; DataError if it is damaged or of another tokenizer."""
     fingerprint = tokenizer.fingerprint
     shards = {

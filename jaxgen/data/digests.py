@@ -82,6 +82,11 @@ class DigestCache:
             self._added[str(path.absolute())] = stamp, digest
             self._known[str(path.absolute())] = stamp, digest
 
+    def stamp(self, path: Path) -> Stamp | None:
+        """Return the stamp of a file whose digest is known for as long as it has that stamp."""
+        name = str(path.absolute())
+        return (self._added.get(name) or self._known.get(name) or (None,))[0]
+
     def of(self, path: Path, take: Callable[[Path], str] | None = None) -> str:
         """Return the known digest of a file, else `take` of it, by default its sha256.
 

@@ -5,35 +5,29 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jaxgen import arguments, files
 from jaxgen.data.corpus import (
     Corpus,
-    made,
-    opened,
+    open_corpus,
     recipe_of,
     source_of,
     split_paths,
     stamps,
+    write_once,
+    write_text,
 )
 from jaxgen.data.digests import DigestCache, RowDigest, stamp_of
 from jaxgen.data.settings import DataSettings, Form
 from jaxgen.data.shard import open_shard, write_joined
 from jaxgen.data.sources import Sources, split_sources
-from jaxgen.data.split import SPLITS, assigned
+from jaxgen.data.split import SPLITS
 from jaxgen.data.streams import SHOWN, Tally
-from jaxgen.data.writing import (
-    ABOUT,
-    Encoder,
-    Progress,
-    Recipe,
-    Written,
-    check_splits,
-    write_shards,
-)
+from jaxgen.data.writing import ABOUT, Encoder, Progress, Recipe, Written, check_splits
 from jaxgen.errors import ConfigError, DataError
 
 FOLDER = "parts-"  # then the key of what the parts are of
@@ -75,35 +69,30 @@ def prepare_part(
     recipe = _recipe(settings, tokenizer, form, labels, dropout)
     home, own = _home(recipe, cache, part.of), _of_parts(recipe.settings, part.of)[part.number]
     folder, path = home / f"{part.number:05d}", home / f"{part.number:05d}.json"
-    digests = DigestCache(cache)
-    before = stamps(own.paths)
-    sums = {str(name): _digest(name, digests) for name in own.paths}
-    digests.save()
-    if (record := _read(path)) is not None:
-        if record["files"] == sums and all(_shard(folder, split).exists() for split in SPLITS):
+    digests, before = DigestCache(cache), stamps(own.paths)
+    if (record := _read_record(path, digests)) is not None:
+        there = all(_shard(folder, split).exists() for split in SPLITS)
+        if there and _is_of(record, own, digests):
             return record, True
         files.remove(folder)
         files.remove(path)
+    text_digests = {str(name): _digest(name, digests) for name in own.paths}
+    digests.save()
 
     def write(draft: Path) -> None:
-        written = Written()
-        reads = assigned(recipe.settings, written.tally, form=form, only=own)
-        write_shards(draft, recipe, reads, written, sum(size for _, size, _ in before), progress)
-        written.write(draft, recipe)
-        if stamps(own.paths) != before:
-            raise DataError("the text changed while it was read; start again when it is whole")
+        write_text(draft, recipe, own.paths, before, only=own, progress=progress)
 
     # A folder without its record is whole: its writer was killed before it could say so.
-    made(folder, write)
+    write_once(folder, write)
     shards = {split: open_shard(_shard(folder, split)) for split in SPLITS}
-    about = {
-        "files": sums,
+    record = {
+        "files": {str(n): [digests.stamp(n), text_digests[str(n)]] for n in own.paths},
         "tokens": {split: len(shard.tokens) for split, shard in shards.items()},
         "documents": {split: shard.documents for split, shard in shards.items()},
         "shards": {split: [stamp_of(s.path), s.checksum] for split, s in shards.items()},
     }
-    files.write_json(path, about)
-    return about, False
+    files.write_json(path, record)
+    return record, False
 
 
 def join_parts(
@@ -123,28 +112,28 @@ def join_parts(
     another text.
     """
     recipe = _recipe(settings, tokenizer, form, labels, dropout)
-    home, digests = _home(recipe, cache, Part(0, of).of), DigestCache(cache)
-    records = [_read(home / f"{number:05d}.json") or {} for number in range(of)]
-    wrong = [
-        number
-        for number, own in enumerate(_of_parts(recipe.settings, of))
-        if records[number].get("files") != {str(path): _digest(path, digests) for path in own.paths}
-    ]
+    Part(0, of)  # refuses what is no number of parts
+    home, digests = _home(recipe, cache, of), DigestCache(cache)
+    wrong = []
+    for number, own in enumerate(_of_parts(recipe.settings, of)):
+        record = _read_record(home / f"{number:05d}.json", digests)
+        if record is None or not _is_of(record, own, digests):
+            wrong.append(number)
+            continue
+        for split, (stamp, checksum) in record["shards"].items():
+            digests.remember(_shard(home / f"{number:05d}", split), tuple(stamp), checksum)
     if wrong:
         raise DataError(
             f"{_listed(wrong)} of {of} {'is' if len(wrong) == 1 else 'are'} missing, or of text "
             f"that has changed; make {'it' if len(wrong) == 1 else 'them'} with --part "
             f"{wrong[0]} --of {of}"
         )
-    for number, record in enumerate(records):
-        for split, (stamp, checksum) in record["shards"].items():
-            digests.remember(_shard(home / f"{number:05d}", split), tuple(stamp), checksum)
     source = source_of(recipe, digests)
     folder = cache / recipe.key(source.digests)
-    reused = made(folder, lambda draft: _write_joined(draft, recipe, home, of))
-    corpus = opened(folder, tokenizer, digests, reused=reused)
+    reused = write_once(folder, lambda draft: _write_joined(draft, recipe, home, of))
+    corpus = open_corpus(folder, tokenizer, digests, reused=reused)
     digests.save()
-    return corpus
+    return replace(corpus, notes=(*source.notes, *corpus.notes))
 
 
 def _write_joined(draft: Path, recipe: Recipe, home: Path, of: int) -> None:
@@ -155,7 +144,7 @@ def _write_joined(draft: Path, recipe: Recipe, home: Path, of: int) -> None:
         written.text = written.text.join(RowDigest.of_row(about["text"]))
         written.notes.update(about["notes"])
         bad, first = about["bad"]
-        written.tally = _sum(written.tally, Tally(0, Counter(about["skipped"]), bad, first))
+        written.tally = _add(written.tally, Tally(0, Counter(about["skipped"]), bad, first))
         for split in SPLITS:
             _extend(written.sources[split], folder / f"{split}.sources.json")
             if recipe.settings.user is not None:
@@ -229,15 +218,32 @@ def _digest(path: Path, known: DigestCache) -> str:
         return known.of(path)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read_record(path: Path, known: DigestCache) -> dict[str, Any] | None:
+    """Return the record of a part, whose digests of text become known; None if there is none."""
     try:
         record = json.loads(path.read_bytes())
-        return record if set(record) == {"files", "tokens", "documents", "shards"} else None
+        if set(record) != {"files", "tokens", "documents", "shards"}:
+            return None
+        digests = [
+            (name, tuple(stamp), digest)
+            for name, (stamp, digest) in record["files"].items()
+            if stamp is not None
+        ]
     except (OSError, ValueError, TypeError):
         return None
+    for name, stamp, digest in digests:
+        with suppress(OSError):  # of a file that has gone
+            known.remember(files.to_path(name), stamp, digest)
+    return record
 
 
-def _sum(tally: Tally, other: Tally) -> Tally:
+def _is_of(record: dict[str, Any], own: Sources, known: DigestCache) -> bool:
+    """Return whether a record is of what the files of a part now hold."""
+    said = {name: digest for name, (_, digest) in record["files"].items()}
+    return said == {str(path): _digest(path, known) for path in own.paths}
+
+
+def _add(tally: Tally, other: Tally) -> Tally:
     first = [*tally.first_bad, *other.first_bad]
     skipped = tally.skipped + other.skipped
     return Tally(0, skipped, tally.bad + other.bad, first[:SHOWN])

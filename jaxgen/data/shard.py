@@ -182,7 +182,7 @@ def _open_parts(
     except (ValueError, TypeError) as error:
         raise _damaged(path, f"its list of parts can't be read ({error!r})") from error
 
-    def opened(name: str, count: int, digest: str) -> TokenShard:
+    def open_part(name: str, count: int, digest: str) -> TokenShard:
         part = open_shard(
             path.parent.parent / name, tokenizer=tokenizer, verify=verify, verified=verified
         )
@@ -193,7 +193,7 @@ def _open_parts(
             )
         return part
 
-    opening = [partial(opened, *part) for part in parts]
+    opening = [partial(open_part, *part) for part in parts]
     if not parts:
         return np.zeros(0, header["dtype"])
     tokens = JoinedArray(opening, [count for _, count, _ in parts], f"<{header['dtype']}")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from data_makers import bytes_tokenizer, stories, write_lines
 
-from jaxgen import data
-from jaxgen.data import loader, parts
+from jaxgen import data, files
+from jaxgen.data import digests, loader, parts
 from jaxgen.data.digests import RowDigest
 from jaxgen.data.joined import JoinedArray
 from jaxgen.data.random import permuted
@@ -53,6 +53,7 @@ def test_parts_in_any_order_are_the_corpus_of_one_machine(settings, tmp_path):
     joined = join(settings, tmp_path / "many")
     assert joined.digest == whole.digest and joined.folder.name == whole.folder.name
     assert joined.skipped == whole.skipped == {"empty text": 1}
+    assert joined.notes == whole.notes and any("held.jsonl" in note for note in joined.notes)
     for split in SPLITS:
         mine, its = getattr(joined, split), getattr(whole, split)
         assert isinstance(its.tokens, np.ndarray)
@@ -92,12 +93,38 @@ def test_a_part_that_is_made_is_skipped_and_one_that_was_killed_is_made_again(se
     assert join(settings, tmp_path).train.documents
 
 
-def test_of_prepared_parts_no_token_is_read_at_the_start(settings, tmp_path, monkeypatch):
+def test_what_the_writers_of_parts_have_digested_is_not_read_again(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "FRESH", -1.0)  # the texts are a moment old
     make(settings, tmp_path)
+    # Of many writers at once, the last to save what it knows may save that alone.
+    (tmp_path / digests.NAME).unlink()
     read = []
     monkeypatch.setattr(data.shard, "_verify", lambda path, *_: read.append(path))
+    monkeypatch.setattr(files, "digest", lambda path: pytest.fail(f"{path} is read"))
     corpus = join(settings, tmp_path)
     assert {path.parent for path in read} == {corpus.folder}
+
+
+def test_text_that_changes_while_its_part_is_made_is_refused(settings, texts, tmp_path):
+    class Meddling:
+        """A tokenizer during whose work somebody else touches the text."""
+
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def encode_many(self, many):
+            (texts / "2.jsonl").touch()
+            return self.inner.encode_many(many)
+
+    number = next(
+        i for i, own in enumerate(parts._of_parts(settings, OF)) if texts / "2.jsonl" in own.paths
+    )
+    with pytest.raises(DataError, match="changed while it was read"):
+        data.prepare_part(settings, Meddling(bytes_tokenizer()), tmp_path, data.Part(number, OF))
+    assert not [*tmp_path.glob("parts-*/*")]
 
 
 def test_a_part_that_is_damaged_or_of_other_text_is_named(settings, texts, tmp_path):
