@@ -163,6 +163,14 @@ def test_a_position_of_other_settings_is_refused_by_name(tmp_path, name, change)
         data.batches(shard, **(make | change)).restore(state)
 
 
+def test_a_position_in_an_order_that_is_no_more_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.loader, "MANY", 1)
+    batches = data.batches(shard_of(tmp_path, LENGTHS), context=8, batch=3, seed=1)
+    held = {"format": 1, "tokens": batches.rows.shard.checksum}
+    with pytest.raises(DataError, match=r"saved with data\.format=1, not 2"):
+        batches.restore(batches.state() | held)
+
+
 def test_a_position_in_another_text_or_a_damaged_one_is_refused(tmp_path):
     make = {"context": 8, "batch": 3, "seed": 1}
     batches = data.batches(shard_of(tmp_path / "a", LENGTHS), **make)

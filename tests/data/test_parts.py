@@ -26,6 +26,9 @@ def texts(tmp_path_factory):
     for number, count in enumerate([30, 1, 120, 4, 60, 9]):
         write_lines(home / f"{number}.jsonl", stories(count, seed=number))
     write_lines(home / "3b.jsonl", [""])
+    for number in (0, 2):  # two malformed lines each, of which three in all are shown
+        with (home / f"{number}.jsonl").open("a") as file:
+            file.write("{}\nnothing\n")
     write_lines(home / "held.jsonl", stories(7, seed=99))
     return home
 
@@ -34,13 +37,22 @@ def texts(tmp_path_factory):
 def settings(texts):
     """Their settings: a hash decides on test text, validation text has a file of its own."""
     return data.DataSettings(
-        files=(str(texts),), valid_files=(str(texts / "held.jsonl"),), split="hash", user="file"
+        files=(str(texts),),
+        valid_files=(str(texts / "held.jsonl"),),
+        split="hash",
+        user="folder",
+        on_bad_record="skip",
     )
 
 
 def make(settings, cache, numbers=(4, 0, 3, 1, 2)):
     for number in numbers:
         data.prepare_part(settings, bytes_tokenizer(), cache, data.Part(number, OF))
+
+
+def number_of(settings, path):
+    """Return the part that a file is in."""
+    return next(i for i, own in enumerate(parts._of_parts(settings, OF)) if path in own.paths)
 
 
 def join(settings, cache):
@@ -52,7 +64,7 @@ def test_parts_in_any_order_are_the_corpus_of_one_machine(settings, tmp_path):
     make(settings, tmp_path / "many")
     joined = join(settings, tmp_path / "many")
     assert joined.digest == whole.digest and joined.folder.name == whole.folder.name
-    assert joined.skipped == whole.skipped == {"empty text": 1}
+    assert joined.skipped == whole.skipped and whole.skipped["empty text"] == 1
     assert joined.notes == whole.notes and any("held.jsonl" in note for note in joined.notes)
     for split in SPLITS:
         mine, its = getattr(joined, split), getattr(whole, split)
@@ -119,15 +131,14 @@ def test_text_that_changes_while_its_part_is_made_is_refused(settings, texts, tm
             (texts / "2.jsonl").touch()
             return self.inner.encode_many(many)
 
-    number = next(
-        i for i, own in enumerate(parts._of_parts(settings, OF)) if texts / "2.jsonl" in own.paths
-    )
+    number = number_of(settings, texts / "2.jsonl")
     with pytest.raises(DataError, match="changed while it was read"):
         data.prepare_part(settings, Meddling(bytes_tokenizer()), tmp_path, data.Part(number, OF))
     assert not [*tmp_path.glob("parts-*/*")]
 
 
-def test_a_part_that_is_damaged_or_of_other_text_is_named(settings, texts, tmp_path):
+def test_a_part_that_is_damaged_or_of_other_text_is_named(settings, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "FRESH", -1.0)  # the texts are a moment old
     make(settings, tmp_path)
     corpus = join(settings, tmp_path)
     (home,) = tmp_path.glob("parts-*")
@@ -141,12 +152,21 @@ def test_a_part_that_is_damaged_or_of_other_text_is_named(settings, texts, tmp_p
             corpus.train.check_unchanged()
     with pytest.raises(DataError, match=f"{name} is damaged"):
         data.prepare(settings, bytes_tokenizer(), tmp_path)
+    other = min(home.glob("*/train.tokens"), key=lambda path: path.stat().st_size)
+    shard.write_bytes(other.read_bytes())
+    with pytest.raises(DataError, match=f"{name} is not the part that"):
+        data.prepare(settings, bytes_tokenizer(), tmp_path)
     # The text of a part is not what it was, though as long.
     text = (texts / "2.jsonl").read_bytes()
+    number = number_of(settings, texts / "2.jsonl")
     try:
         (texts / "2.jsonl").write_bytes(text.replace(b"cat", b"cow"))
-        with pytest.raises(DataError, match="missing, or of text that has changed"):
+        with pytest.raises(DataError, match=f"part {number} of {OF} is missing, or of text that"):
             join(settings, tmp_path)
+        part = data.Part(number, OF)
+        for reused in (False, True):
+            assert data.prepare_part(settings, bytes_tokenizer(), tmp_path, part)[1] == reused
+        assert join(settings, tmp_path).digest != corpus.digest
     finally:
         (texts / "2.jsonl").write_bytes(text)
 
@@ -244,6 +264,7 @@ def test_rows_beyond_what_grain_shuffles_come_in_an_order_of_their_own():
     assert len(set(first)) == 1024 and first.min() >= 0 and 9e11 < first.max() < Rows.count
     assert abs(first.mean() / 1e12 - 0.5) < 0.05  # five deviations
     assert abs(np.corrcoef(first, order[6]["rows"])[0, 1]) < 0.16
+    assert set(order._rows_at(np.arange(9))).isdisjoint(order._rows_at(Rows.count + np.arange(9)))
     # The batch in which an epoch ends begins the next.
     end = order[Rows.count // 1024]
     assert set(end["epochs"]) == {0, 1}

@@ -1,8 +1,11 @@
 """Shards of several processes are read back as any slice of the whole, or refused."""
 
+import dataclasses
 import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from text_store import Texts
 
-from jaxgen.errors import BusyError, CheckpointError
+from jaxgen.errors import BusyError, CheckpointError, ConfigError
 from jaxgen.mesh.group import Group
 from jaxgen.store import Checkpoints, manifest, multihost, pytree_io, shards
 from jaxgen.store.manifest import DamageError
@@ -110,6 +113,22 @@ def draft(step):
         step=step, metric=None, fingerprints={}, extra={}, arrays=rows, files={}, format=2,
         versions={}, time="",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("saved", "why"),
+    [
+        ({"tokenizer": "a", "text": "b"}, None),
+        ({"tokenizer": "a", "data": "old"}, None),  # the first checkpoints told the text otherwise
+        ({"tokenizer": "a", "text": "c"}, r"another text \(c, now b\)"),
+        ({"tokenizer": "c", "text": "b"}, r"another tokenizer \(c, now a\)"),
+        ({"text": "b"}, r"another tokenizer \(none, now a\)"),
+    ],
+)
+def test_a_checkpoint_of_another_text_or_tokenizer_is_refused_by_name(saved, why):
+    there = dataclasses.replace(draft(3), fingerprints=saved)
+    with pytest.raises(ConfigError, match=why) if why else nullcontext():
+        manifest.refuse_others(Path("step"), there, {"tokenizer": "a", "text": "b"})
 
 
 def written(target, step, fault=None):
