@@ -259,6 +259,8 @@ LOCAL = {
     "store/arrays.py": "a link for Orbax, which writes folders of this machine alone",
     "data/shard.py": "a map of a file, for which a bucket has ranges; shards are written in drafts",
     "run/reference.py": "bytes in memory",
+    "run/teacher.py": "bytes in memory",
+    "report/rungs.py": "a scratch folder",
     "cli/exits.py": "standard streams, and the file of a traceback",
     "cli/start.py": "whether compiled programs can be kept",
     "cli/paths.py": "names that are no addresses",
