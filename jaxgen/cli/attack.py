@@ -19,7 +19,7 @@ from jaxgen.cli.arguments import Step, at_least
 from jaxgen.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
-    from jaxgen.text.tasks.attack import Found
+    from jaxgen.text.tasks.attack import AttackResult
 
 NARROW = 60  # columns below which texts stand above one another
 KEPT = 50  # frequent words that stay, where no file says which
@@ -95,11 +95,13 @@ def attack(
         labels = [_label(model.labels, place, label) for place, _, label in rows]
         begun = time.perf_counter()
         with bar(f"{len(rows)} texts") as progress:
-            found = attacks.attack(model, plain, labels, near, settings, progress)
-    figures = attacks.summary(found, time.perf_counter() - begun)
-    won = [one for one in found if one.success]
+            results = attacks.attack(model, plain, labels, near, settings, progress)
+    figures = attacks.summary(results, time.perf_counter() - begun)
+    won = [one for one in results if one.success]
     if as_json:
-        outputs.put([json.dumps(_as_json(figures, found, model.labels), ensure_ascii=False) + "\n"])
+        outputs.put(
+            [json.dumps(_as_json(figures, results, model.labels), ensure_ascii=False) + "\n"]
+        )
         return
     _show(figures)
     for one in won[:examples]:
@@ -114,29 +116,25 @@ def _settings(search: Search, plain: Sequence[str]) -> Any:
     from jaxgen.data.augment import words
     from jaxgen.text.tasks.attack import AttackSettings
 
-    known = {word for text in plain for word in words.words_of(text.lower())}
-    kept = words.frequent(plain, min(KEPT, len(known) // 10))
+    vocabulary = {word for text in plain for word in words.words_of(text.lower())}
+    keep = words.frequent(plain, min(KEPT, len(vocabulary) // 10))
     if search.keep is not None:
-        kept = tuple(inputs.read_text(search.keep, f"--keep {search.keep}").lower().split())
+        keep = tuple(inputs.read_text(search.keep, f"--keep {search.keep}").lower().split())
     return AttackSettings(
         method=search.method,
         beam=search.beam or 4,
         candidates=search.candidates,
         similarity=search.similarity,
         edits=search.edits,
-        keep=frozenset(kept),
+        keep=frozenset(keep),
         batch=search.batch,
     )
 
 
 def _near(vectors: str | None, plain: Sequence[str]) -> Any:
     from jaxgen.data.augment import words
-    from jaxgen.models.classic import vectors as classic
 
-    if vectors is None:
-        return words.neighbours_of(plain)
-    loaded = classic.load(vectors)
-    return words.Neighbours(tuple(word.lower() for word in loaded.words), loaded.table)
+    return words.neighbours_of(plain) if vectors is None else words.read_neighbours(vectors)
 
 
 def _rows(data: str, fields: str) -> list[tuple[str, str, str]]:
@@ -175,7 +173,9 @@ def _show(figures: dict[str, float]) -> None:
     )
 
 
-def _as_json(figures: dict[str, float], found: Sequence[Found], labels: Sequence[str]) -> Any:
+def _as_json(
+    figures: dict[str, float], results: Sequence[AttackResult], labels: Sequence[str]
+) -> Any:
     rows = [
         {
             "text": one.text,
@@ -188,12 +188,12 @@ def _as_json(figures: dict[str, float], found: Sequence[Found], labels: Sequence
             "swaps": [{"word": n, "old": old, "new": new} for n, old, new in one.swaps],
             "queries": one.queries,
         }
-        for one in found
+        for one in results
     ]
-    return figures | {"texts": len(found), "results": rows}
+    return figures | {"texts": len(results), "results": rows}
 
 
-def side_by_side(one: Found, labels: Sequence[str], columns: int) -> list[str]:
+def side_by_side(one: AttackResult, labels: Sequence[str], columns: int) -> list[str]:
     """Return lines that show a text and what the attack made of it, exchanged words in *.
 
     columns: of the terminal; below NARROW of them the texts stand above one another.

@@ -63,27 +63,20 @@ def augment(
         jaxgen augment reviews.jsonl --kind masked --model runs/bert --variants
         jaxgen augment en.txt --kind translate --model runs/en-de --model runs/de-en
     """
-    rows = _rows(file, field)
-    needed = sum(MODELS.get(one, 0) for one in kind)
-    if len(model) != needed or len([one for one in kind if one in MODELS]) > 1:
-        raise ConfigError(
-            f"--kind {' '.join(kind)} takes {needed} --model, not {len(model)}, and one kind with "
-            f"a model at a time"
-        )
-    if pairs is not None and not {*kind} & {*FILED}:
-        raise ConfigError(f"--file {pairs} has no effect with --kind {' '.join(kind)}; drop it")
+    _check(kind, model, pairs)
     if variants and not str(output or ".jsonl").endswith(".jsonl"):
         raise ConfigError(f"--variants writes objects; let --output {output} end with .jsonl")
+    rows = _rows(file, field)
     target = None if output is None else outputs.target(output)
     start.prepare_jax(paths.cache())
-    made = [[row[field]] * copies for row in rows]
+    changed = [[row[field]] * copies for row in rows]
     for one in kind:
-        made = (
-            _by_models(one, made, model, rate, seed)
+        changed = (
+            _by_models(one, changed, model, rate, seed)
             if one in MODELS
-            else _by_rule(one, made, pairs, rate, seed)
+            else _by_rule(one, changed, pairs, rate, seed)
         )
-    lines = list(_lines(rows, made, field, variants, _is_jsonl(file, target)))
+    lines = list(_lines(rows, changed, field, variants, _is_jsonl(file, target)))
     if target is None:
         outputs.put(line + "\n" for line in lines)
         return
@@ -91,41 +84,53 @@ def augment(
     print(f"wrote {target}", file=sys.stderr)
 
 
-def _by_rule(kind: str, made: list[list[str]], file: str | None, rate: float, seed: int) -> Any:
+def _check(kinds: Sequence[str], models: Sequence[str], pairs: str | None) -> None:
+    """Raise ConfigError for kinds that lack a model or file, or have one too many."""
+    named, needed = f"--kind {' '.join(kinds)}", sum(MODELS.get(one, 0) for one in kinds)
+    if len(models) != needed or len([one for one in kinds if one in MODELS]) > 1:
+        raise ConfigError(
+            f"{named} takes {needed} --model, not {len(models)}, and one kind with a model at a "
+            f"time"
+        )
+    if pairs is not None and not {*kinds} & {*FILED}:
+        raise ConfigError(f"--file {pairs} has no effect with {named}; drop it")
+
+
+def _by_rule(kind: str, texts: list[list[str]], file: str | None, rate: float, seed: int) -> Any:
     from jaxgen.data.augment.settings import AugmentSettings
     from jaxgen.data.augment.texts import change, read_tools
 
     given: dict[str, Any] = {} if kind == "counterfactual" else {"rate": rate}
     given |= {"file": Path(file)} if file is not None and kind in FILED else {}
     own = AugmentSettings(kind=kind, **given)  # pyright: ignore[reportArgumentType]
-    tools = read_tools(own, lambda: [row[0] for row in made])
+    tools = read_tools(own, lambda: [row[0] for row in texts])
     return [
         [
             change(text, own, tools, random.Random(f"{seed} {kind} {number} {copy}"))  # noqa: S311
             for copy, text in enumerate(row)
         ]
-        for number, row in enumerate(made)
+        for number, row in enumerate(texts)
     ]
 
 
 def _by_models(
-    kind: str, made: list[list[str]], names: Sequence[str], rate: float, seed: int
+    kind: str, texts: list[list[str]], names: Sequence[str], rate: float, seed: int
 ) -> list[list[str]]:
     from jaxgen.run.progress import bar
     from jaxgen.text.loaded_model import open_model
     from jaxgen.text.tasks import variants
 
     homes = [paths.adapted(name, None, ())[0] for name in names]
-    flat = [text for row in made for text in row]
+    flat = [text for row in texts for text in row]
     with exits.in_folder(homes[0]), bar(f"{len(flat)} texts") as progress:
         models = [open_model(home) for home in homes]
         how: dict[str, Any] = {"copies": 1, "seed": seed, "progress": progress}
         if kind == "masked":
-            found = variants.masked_variants(models[0], flat, rate=rate, **how)
+            rewritten = variants.masked_variants(models[0], flat, rate=rate, **how)
         else:
-            found = variants.rewritten_variants(models, flat, **how)
-    rest = iter(found)
-    return [[(next(rest) or [text])[0] for text in row] for row in made]
+            rewritten = variants.rewritten_variants(models, flat, **how)
+    rest = iter(rewritten)
+    return [[(next(rest) or [text])[0] for text in row] for row in texts]
 
 
 def _rows(file: str, field: str) -> list[dict[str, Any]]:
@@ -137,20 +142,20 @@ def _rows(file: str, field: str) -> list[dict[str, Any]]:
         if not rows:
             raise DataError(f"FILE {file} has no text; write one a line")
         return rows
-    found = [*inputs.objects(file, [field], "FILE", refusal=DataError)]
-    for place, row in found:
+    records = [*inputs.objects(file, [field], "FILE", refusal=DataError)]
+    for place, row in records:
         if not isinstance(row[field], str) or not row[field].strip():
             raise DataError(f"{place}: {field} is {row[field]!r:.40}, no text")
-    return [row for _, row in found]
+    return [row for _, row in records]
 
 
 def _is_jsonl(file: str, target: Path | None) -> bool:
     return (file if target is None else target.name).endswith(".jsonl")
 
 
-def _lines(rows, made, field: str, variants: bool, objects: bool):
+def _lines(rows, changed, field: str, variants: bool, objects: bool):
     """Yield what is written of each text: its variants, or itself and then each of them."""
-    for row, texts in zip(rows, made, strict=True):
+    for row, texts in zip(rows, changed, strict=True):
         new = [text for text in dict.fromkeys(texts) if text.strip() and text != row[field]]
         if variants:
             yield json.dumps({"text": row[field], "variants": new}, ensure_ascii=False)

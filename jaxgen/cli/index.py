@@ -93,11 +93,10 @@ def index(
         raise DataError(re.sub(r"data\.files ", "", text)) from error
     except ConfigError as error:
         raise ConfigError(str(error).replace("field=", "--field ")) from error
-    rows = [("index", out), ("documents", f"{built.documents:,}")]
-    rows += [("passages", f"{built.passages:,}")]
+    counts = [("documents", f"{built.documents:,}"), ("passages", f"{built.passages:,}")]
     if encoder is not None:
-        rows += [("embedded", f"{built.embedded:,}, the rest was there")]
-    terminal.print_rows(rows)
+        counts += [("embedded", f"{built.embedded:,}, the rest was there")]
+    terminal.print_rows([("index", out), *counts])
 
 
 def search(

@@ -44,7 +44,7 @@ from jaxgen.run.watchdog import Watchdog
 from jaxgen.store import directory
 from jaxgen.store.checkpoints import Restored
 from jaxgen.store.steps import Step
-from jaxgen.train import events, flops, goodput, schedule
+from jaxgen.train import adversarial, events, flops, goodput, schedule
 from jaxgen.train.early_stopping import EarlyStopping, validation_losses
 from jaxgen.train.log import METRICS, Log, Mute
 from jaxgen.train.loop import Callbacks, fit, is_validation_due, should_dispatch_ahead
@@ -252,6 +252,9 @@ def _beginning(run: Run, restored: State | None, log: Log | Mute) -> State:
     """Return the state to go on from, once what a reference model says is in the run's folder."""
     with log.waiting("initialising"):
         state = _first_state(run, log) if restored is None else restored
+    own = run.settings.train.adversarial
+    if restored is None and own.on and own.size:
+        log.say(place.under(run.mesh, adversarial.describe)(run.model_params(state), own))
     if run.reads_reference:
         with log.waiting("asking the reference model"):
             references(run, state if restored is None else None, log.say)

@@ -22,6 +22,7 @@ from jaxgen.data.objectives.settings import PREFERENCES
 from jaxgen.errors import ConfigError
 from jaxgen.mesh.place import global_rows
 from jaxgen.models import api
+from jaxgen.ops.contract import lookup
 from jaxgen.ops.losses import cross_entropy, scale_by_weights, unembed
 from jaxgen.ops.perturbed import Perturbed
 from jaxgen.train.accumulate import LossFunction
@@ -32,6 +33,7 @@ from jaxgen.train.settings import SMOOTHING, AdversarialSettings
 from jaxgen.varying import scan
 
 TABLE = "embed/tokens"
+SOME = 4096  # tokens whose vectors are measured
 LEAST = 1e-30  # of a norm that is divided by
 WITHIN = 1 - 1e-6  # of epsilon, which a rounded norm must not exceed
 Deltas = dict[str, Array]  # "tokens" [..., T, D] and, of an encoder-decoder, "source" [B, S, D]
@@ -90,11 +92,34 @@ def perturbed(
     return wrapped
 
 
+def describe(params: Any, settings: AdversarialSettings) -> str:
+    """Return how far vectors of tokens are moved, beside how long they are; params: a model's.
+
+    An epsilon that drowns the vectors leaves nothing to learn: those of a new model are short.
+    """
+    table = tree.flatten(params)[TABLE]
+    ids = jnp.arange(min(table.shape[0], SOME))
+    order = jnp.inf if settings.norm == "linf" else 2
+
+    def length(table: Any) -> Array:
+        rows = lookup(table, ids, dtype="float32")
+        return jnp.mean(jnp.linalg.norm(rows, ord=order, axis=-1))
+
+    mean = float(jax.jit(length)(table))
+    moved, own = ("a number", "largest") if settings.norm == "linf" else ("a text", "length")
+    line = (
+        f"train.adversarial moves {moved} by up to {settings.size:g} (epsilon); a token's vector "
+        f"has a mean {own} of {mean:.2g}"
+    )
+    drowns = settings.size > mean and settings.kind != "neftune"
+    return f"{line}, so that little may be learnt: try epsilon={mean:.1g}" if drowns else line
+
+
 def uniform(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Return numbers of [-1, 1) for an array whose first axis is the batch, on any mesh alike."""
     first, rows = global_rows(shape[0])
-    drawn = jax.random.uniform(key, (rows, *shape[1:]), jnp.float32, -1, 1)
-    return drawn if rows == shape[0] else jax.lax.dynamic_slice_in_dim(drawn, first, shape[0])
+    noise = jax.random.uniform(key, (rows, *shape[1:]), jnp.float32, -1, 1)
+    return noise if rows == shape[0] else jax.lax.dynamic_slice_in_dim(noise, first, shape[0])
 
 
 def smooth_loss(
@@ -177,7 +202,7 @@ def _mean_of_ascent(at, params, config, real, key, settings) -> Loss:
     result is theirs: a product that is 0, and whose derivative they are.
     """
     number = settings.number
-    begun = _begin(config, real, key, settings, settings.noise)
+    start = _begin(config, real, key, settings, settings.noise)
     both = jax.value_and_grad(
         lambda params, deltas: (lambda result: (result.total, result))(at(params, deltas)),
         argnums=(0, 1),
@@ -192,7 +217,7 @@ def _mean_of_ascent(at, params, config, real, key, settings) -> Loss:
         return (_step(deltas, slope, real, settings), sums), result
 
     zeros = jax.tree.map(lambda p: jnp.zeros_like(p, wide(p.dtype)), held)
-    (_, grads), each = scan(body, (begun, zeros), jnp.arange(number))
+    (_, grads), each = scan(body, (start, zeros), jnp.arange(number))
     mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
     moved = jax.tree.map(lambda p, h, g: jnp.sum((p - h).astype(g.dtype) * g), params, held, grads)
     return jax.lax.stop_gradient(mean)._replace(
@@ -208,17 +233,17 @@ def _smoothness(at, own, weights, real, key, settings, config) -> Array:
     def climbed(deltas: Deltas) -> Array:
         return jnp.sum(scale_by_weights(between(held, at(deltas)), weights))
 
-    begun = _begin(config, real, key, settings, settings.noise)
+    start = _begin(config, real, key, settings, settings.noise)
     if settings.kind == "smart":
-        found = _ascend(jax.grad(climbed), begun, real, settings)
-        return between(own, at(jax.lax.stop_gradient(found)))
+        highest = _ascend(jax.grad(climbed), start, real, settings)
+        return between(own, at(jax.lax.stop_gradient(highest)))
 
     def turn(deltas: Deltas, _: Any) -> tuple[Deltas, None]:  # the power method
         return _scaled(jax.grad(climbed)(deltas), real, settings.stride, settings.norm), None
 
-    turned, _ = scan(turn, begun, jnp.arange(settings.number))
-    found = jax.tree.map(lambda x: x * (settings.size / settings.stride), turned)
-    return between(held, at(jax.lax.stop_gradient(_within(found, settings))))
+    direction, _ = scan(turn, start, jnp.arange(settings.number))
+    deltas = jax.tree.map(lambda x: x * (settings.size / settings.stride), direction)
+    return between(held, at(jax.lax.stop_gradient(_within(deltas, settings))))
 
 
 def _one_way(own: Array, other: Array) -> Float[Array, "B T"]:

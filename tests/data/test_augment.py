@@ -167,6 +167,12 @@ def test_texts_change_with_the_epoch_and_keep_their_labels(shard):
         )
     assert 0.3 < np.mean([a != b for a, b in zip(TEXTS, first, strict=True)]) < 0.7
     assert first != second
+    other = Augmented((AugmentSettings(kind="swap"),), tokenizer)(
+        rows, context=96, seed=1, ordered=False
+    )
+    batch = other.batch(numbers, np.zeros(made.count, np.int64), keys)
+    assert first != texts_of(tokenizer, batch)  # another seed
+    assert len({a == b for a, b in zip(TEXTS, first, strict=True)}) == 2  # each record by itself
 
 
 def test_a_text_that_grows_is_cut_and_one_that_shrinks_is_padded(shard):

@@ -16,7 +16,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.text import tasks
 from jaxgen.text.loaded_model import LoadedModel
-from jaxgen.text.tasks.attack import AttackSettings, Found, attack, summary
+from jaxgen.text.tasks.attack import AttackResult, AttackSettings, attack, summary
 
 TEXTS = [
     f"{who} {does} the {how} {what} by the river, and then walks {where}!"
@@ -168,6 +168,6 @@ def test_the_verb_shows_texts_side_by_side_and_as_json(model, told, tmp_path, ca
 
 
 def test_a_narrow_terminal_has_the_texts_above_one_another():
-    found = Found("one two", 0, 0, "one three", 1, 0.2, ((1, "two", "three"),))
-    assert verb.side_by_side(found, LABELS, 20) == ["[bad]", "one *two*", "[good]", "one *three*"]
-    assert verb.side_by_side(found, LABELS, 80)[1].split(" | ")[1] == "one *three*"
+    result = AttackResult("one two", 0, 0, "one three", 1, 0.2, ((1, "two", "three"),))
+    assert verb.side_by_side(result, LABELS, 20) == ["[bad]", "one *two*", "[good]", "one *three*"]
+    assert verb.side_by_side(result, LABELS, 80)[1].split(" | ")[1] == "one *three*"

@@ -1,5 +1,6 @@
 """Adversarial training: never beyond epsilon, the clean gradient at 0, the same on any mesh."""
 
+import re
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 import jaxgen
 from jaxgen.errors import ConfigError
 from jaxgen.ops.contract import lookup
+from jaxgen.ops.perturbed import of_source
 from jaxgen.run.settings import build_settings
-from jaxgen.train.adversarial import perturbed, smooth_loss
+from jaxgen.train.adversarial import describe, perturbed, smooth_loss
 from jaxgen.train.settings import PERTURBING, AdversarialSettings
 
 CONFIG = jaxgen.ModelConfig(vocab_size=16, context=8, layers=1, d_model=8, heads=2)
@@ -45,8 +47,8 @@ def loss_of(seen=None):
 
 def gradient(loss, params=PARAMS, config=CONFIG, batch=BATCH):
     def mean(params):
-        found = loss(params, config, batch, KEY)
-        return found if isinstance(found, jax.Array) else found.total / found.weight
+        result = loss(params, config, batch, KEY)
+        return result if isinstance(result, jax.Array) else result.total / result.weight
 
     return jax.jit(jax.value_and_grad(mean))(params)
 
@@ -83,7 +85,7 @@ def test_as_epsilon_goes_to_zero_the_gradient_is_the_clean_one(kind):
 
 def test_the_mean_of_an_ascent_has_the_gradients_made_on_the_way():
     own = AdversarialSettings(kind="freelb", epsilon=0.5, steps=3, start=0.0)
-    found, wanted = gradient(perturbed(loss_of(), own)), 0.0
+    (_, mean), wanted = gradient(perturbed(loss_of(), own)), 0.0
     deltas, real = jnp.zeros((3, 6, 8)), (SEGMENTS > 0)[..., None]
 
     def at(table, deltas):
@@ -98,7 +100,7 @@ def test_the_mean_of_an_ascent_has_the_gradients_made_on_the_way():
         length = lambda x: jnp.sqrt((x**2).sum((1, 2), keepdims=True))  # noqa: E731
         deltas = deltas + slope / length(slope) * (2.5 * 0.5 / 3)
         deltas = deltas * jnp.minimum(1, 0.5 / length(deltas))
-    np.testing.assert_allclose(found[1]["embed"]["tokens"], wanted, atol=1e-6)
+    np.testing.assert_allclose(mean["embed"]["tokens"], wanted, atol=1e-6)
 
 
 def test_eight_devices_take_the_step_of_one():
@@ -145,9 +147,66 @@ def test_each_setting_changes_the_gradient(plain, name):
 @pytest.mark.parametrize("kind", ["vat", "smart"])
 def test_a_divergence_adds_to_the_gradient(kind):
     _, clean = gradient(jaxgen.causal_loss, MODEL, CONFIG, TARGETS)
-    found = changed(kind=kind, steps=1)
-    assert np.abs(found - clean["embed"]["tokens"]).max() > 1e-4
-    assert np.isfinite(found).all()
+    smooth = changed(kind=kind, steps=1)
+    assert np.abs(smooth - clean["embed"]["tokens"]).max() > 1e-4
+    assert np.isfinite(smooth).all()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_an_encoder_reads_is_perturbed_by_noise_of_its_own(tied):
+    table, inputs, deltas = PARAMS["embed"]["tokens"], {**BATCH, "source": BATCH["tokens"]}, {}
+    params = PARAMS if tied else {**PARAMS, "encoder": {"embed": {"tokens": table}}}
+
+    def loss(params, config, batch, key):
+        own = params["embed"]["tokens"]
+        source = of_source(own) if tied else params["encoder"]["embed"]["tokens"]
+        for name, leaf in (("tokens", own), ("source", source)):
+            plain = lookup(table, batch[name], dtype="float32")
+            deltas[name] = lookup(leaf, batch[name], dtype="float32") - plain
+        return jnp.float32(0)
+
+    own = AdversarialSettings(kind="neftune", epsilon=0.5)
+    perturbed(loss, own)(params, CONFIG.replace(topology="encoder_decoder"), inputs, KEY)
+    sizes = {name: jnp.linalg.norm(x, axis=(1, 2)) for name, x in deltas.items()}
+    assert all(((size > 0.15) & (size < 0.5)).all() for size in sizes.values())
+    assert (jnp.abs(deltas["tokens"] - deltas["source"])[0] > 0).any()
+    assert deltas["source"][1, 4:].any() and not deltas["tokens"][1, 4:].any()  # no marks: no pad
+
+
+def test_the_vectors_of_a_model_beneath_an_adapter_are_perturbed():
+    attach = lambda table, key: {**PARAMS, "embed": {"tokens": table}}  # noqa: E731
+    own = AdversarialSettings(kind="fgm", epsilon=0.5)
+    _, grads = gradient(perturbed(loss_of(), own, attach), PARAMS["embed"]["tokens"])
+    np.testing.assert_allclose(grads, changed(kind="fgm"), atol=1e-7)
+
+
+def test_two_draws_of_dropout_add_their_divergence_times_the_weight():
+    config = CONFIG.replace(dropout=0.3)
+
+    def both(params):
+        return [
+            smooth_loss(params, config, TARGETS, KEY, settings=settings)
+            for settings in (AdversarialSettings(kind="rdrop", weight=w) for w in (1.0, 3.0))
+        ]
+
+    one, three = jax.jit(both)(MODEL)
+    apart = one.metrics["divergence"]
+    assert apart > 1e-6
+    np.testing.assert_allclose(three.total - one.total, 2 * apart * one.weight, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({"epsilon": 0.1}, r"a text by up to 0.1 \(epsilon\).* mean length of 2.6$"),
+        ({"epsilon": 9.0}, "mean length of 2.6, so that little may be learnt: try epsilon=3$"),
+        ({"norm": "linf"}, r"a number by up to 1 \(epsilon\).* a mean largest of 1.4$"),
+    ],
+)
+def test_epsilon_is_said_beside_the_vectors_that_it_moves(given, part):
+    table = jnp.tile(jnp.linspace(-1.4, 1.4, 8), (16, 1))
+    own = AdversarialSettings(kind="pgd", **given)
+    assert re.search(part, describe({"embed": {"tokens": table}}, own))
 
 
 def test_a_loss_that_reads_other_tokens_is_refused():

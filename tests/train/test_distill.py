@@ -18,19 +18,27 @@ from jaxgen.run import shapes, training
 from jaxgen.run.settings import build_settings, resolve
 from jaxgen.run.teacher import read_teacher
 from jaxgen.tokens.plain import Bytes
-from jaxgen.train.distill import distill_loss, divergence, log_probs, taps_of, teach
+from jaxgen.train.distill import (
+    attention_distance,
+    distill_loss,
+    divergence,
+    hidden_distance,
+    log_probs,
+    taps_of,
+    teach,
+)
 from jaxgen.train.settings import DistillSettings
 
 KINDS = ["forward", "reverse", "jensen_shannon"]
 
 
-def plain(p, q, kind):
+def plain(p, q, kind, beta=0.5):
     """Sum a divergence of probabilities number by number, in float64."""
     kl = lambda a, b: sum(x * np.log(x / y) for x, y in zip(a, b, strict=True))  # noqa: E731
     if kind != "jensen_shannon":
         return kl(q, p) if kind == "forward" else kl(p, q)
-    m = [(x + y) / 2 for x, y in zip(p, q, strict=True)]
-    return (kl(p, m) + kl(q, m)) / 2
+    m = [(1 - beta) * x + beta * y for x, y in zip(p, q, strict=True)]
+    return (1 - beta) * kl(p, m) + beta * kl(q, m)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -40,13 +48,39 @@ def test_a_divergence_is_its_sum(kind, top):
     student, teacher = rng.normal(size=(2, 1, 5, 8)) * 2
     ids = None if top is None else jnp.asarray(np.argsort(-teacher, -1)[..., :top])
     got = divergence(
-        *(log_probs(jnp.asarray(x, jnp.float32), ids, 1.5) for x in (student, teacher)), kind
+        *(log_probs(jnp.asarray(x, jnp.float32), ids, 1.5) for x in (student, teacher)), kind, 0.2
     )
     for t in range(5):
         p, q = (np.exp(x[0, t] / 1.5) / np.exp(x[0, t] / 1.5).sum() for x in (student, teacher))
         if ids is not None:
             p, q = ([*x[ids[0, t]], 1 - x[ids[0, t]].sum()] for x in (p, q))
-        np.testing.assert_allclose(got[0, t], plain(p, q, kind), atol=2e-6)
+        np.testing.assert_allclose(got[0, t], plain(p, q, kind, 0.2), atol=2e-6)
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [(16, 8), (8, 16)])
+def test_layers_are_those_of_the_map_in_the_students_width_and_heads(wide, narrow):
+    teacher = jaxgen.ModelConfig(vocab_size=8, context=6, layers=3, d_model=wide, heads=4)
+    student = teacher.replace(layers=1, d_model=narrow, heads=2)
+    asked = DistillSettings(layers=((0, 2),), hidden=1.0, attention=1.0)
+    probs = np.random.default_rng(0).random((3, 1, 4, wide, wide), np.float32)
+    hidden = np.zeros((3, 1, wide, wide), np.float32)
+    hidden[2] = np.eye(wide)
+    taps = {"layers/out": jnp.asarray(hidden), "layers/attn/probs": jnp.asarray(probs)}
+    said = teach(jnp.zeros((1, wide, 8)), asked, taps, teacher, student)
+    pairs = (probs[2, :, ::2] + probs[2, :, 1::2]) / 2
+    np.testing.assert_allclose(said["teacher_attention"], pairs[:, None], rtol=1e-6)
+    matrix = np.asarray(said["teacher_hidden"][0, 0])
+    assert matrix.shape == (wide, narrow)
+    products = matrix @ matrix.T if wide < narrow else matrix.T @ matrix
+    np.testing.assert_allclose(products, np.eye(min(wide, narrow)), atol=1e-5)
+
+
+def test_distances_of_layers_are_their_sums():
+    p, q = np.random.default_rng(0).dirichlet(np.ones(5), 2)
+    own, other = jnp.asarray(p, jnp.float32), jnp.asarray(q, jnp.float32)
+    np.testing.assert_allclose(attention_distance(own, other), plain(p, q, "forward"), rtol=1e-5)
+    cosine = p @ q / np.sqrt((p @ p) * (q @ q))
+    np.testing.assert_allclose(hidden_distance(own * 3, other), 1 - cosine, rtol=1e-5)
 
 
 def test_the_loss_mixes_divergence_and_text_and_is_zero_at_the_teacher():
@@ -170,13 +204,18 @@ def test_what_a_teacher_said_is_kept_for_its_text_and_damage_is_named(home):
         resolve(settings_of(home, distill={**distill, **more}), Bytes()), Bytes(), home / "no", data
     )
     batch = {name: np.zeros((2, 4), np.int32) for name in ("tokens", "segments", "positions")}
-    first = ask("text").add(batch)
+    teacher = ask("text")
+    first = teacher.add(batch)
     again = replace(ask("text"), ask=None, read=dict).add(batch)  # which asks no model
     assert all(np.array_equal(first[name], again[name]) for name in first)
-    for data, more, part in (("other", {}, "(its data)"), ("text", {"top": 4}, "(its top)")):
-        with pytest.raises(ConfigError, match=re.escape(part)):
-            ask(data, **more)
+    others = {"data": {}, "top": {"top": 4}, "temperature": {"temperature": 2.0}}
+    for part, more in others.items():
+        with pytest.raises(ConfigError, match=re.escape(f"(its {part})")):
+            ask("other" if part == "data" else "text", **more)
     (file,) = (home / "said").glob("*.npz")
+    for name in batch:
+        teacher.add({**batch, name: batch[name] + 1})
+    assert len([*(home / "said").glob("*.npz")]) == 4
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(CheckpointError, match="is damaged; remove it"):
         ask("text").add(batch)

@@ -18,7 +18,7 @@ from typing import Any
 
 from jaxgen import files
 from jaxgen.data.augment.settings import NEAR, OF_TEXT, AugmentSettings
-from jaxgen.data.augment.words import Neighbours, cased, neighbours_of, split
+from jaxgen.data.augment.words import Neighbours, cased, neighbours_of, read_neighbours, split
 from jaxgen.errors import ConfigError, DataError
 
 CANDIDATES = 8  # near words that one is drawn from
@@ -66,10 +66,7 @@ def read_tools(settings: AugmentSettings, texts: Callable[[], Sequence[str]]) ->
     if settings.kind in NEAR:
         if settings.file is None:
             return Tools(near=neighbours_of(texts()[:MOST]))
-        from jaxgen.models.classic import vectors
-
-        loaded = vectors.load(settings.file)
-        return Tools(near=Neighbours(tuple(map(str.lower, loaded.words)), loaded.table))
+        return Tools(near=read_neighbours(settings.file))
     if settings.kind == "counterfactual":
         return Tools(others=_counterparts(settings.file))
     return Tools(variants=_variants(settings.file)) if settings.kind == "variants" else Tools()
@@ -91,8 +88,8 @@ def change(text: str, settings: AugmentSettings, tools: Tools, chance: random.Ra
     Never empty unless the text is; a text in which nothing of the kind can change stays.
     """
     if settings.kind == "variants":
-        known = tools.variants.get(text, ())
-        return _one_of(known, chance) if known else text
+        variants = tools.variants.get(text, ())
+        return _one_of(variants, chance) if variants else text
     assert settings.kind in OF_TEXT, settings.kind
     if settings.kind in ("keyboard", "ocr"):
         return _noise(text, settings, chance)
@@ -162,10 +159,10 @@ _CHANGES = {"replace": _replaced, "insert": _inserted, "swap": _swapped, "delete
 
 def _noise(text: str, settings: AugmentSettings, chance: random.Random) -> str:
     if settings.kind == "keyboard":
-        found = [(n, n + 1, KEYS[c.lower()]) for n, c in enumerate(text) if c.lower() in KEYS]
+        places = [(n, n + 1, KEYS[c.lower()]) for n, c in enumerate(text) if c.lower() in KEYS]
     else:
-        found = [(*m.span(), SCANS[m[0]]) for m in SCANNED.finditer(text)]
-    chosen = sorted(_some(found, settings.rate, chance), reverse=True) if found else []
+        places = [(*m.span(), SCANS[m[0]]) for m in SCANNED.finditer(text)]
+    chosen = sorted(_some(places, settings.rate, chance), reverse=True) if places else []
     for begin, end, options in chosen:
         new = _one_of(options, chance)
         text = text[:begin] + (new.upper() if text[begin].isupper() else new) + text[end:]
@@ -196,7 +193,7 @@ def _variants(path: Path | None) -> dict[str, tuple[str, ...]]:
     """Return the variants of each text of a .jsonl file."""
     assert path is not None
     raw = files.read_artifact(path, "file of variants", LARGEST)
-    known = {}
+    variants_of = {}
     for number, line in enumerate(files.lines(raw.decode("utf-8", "replace")), 1):
         if not line.strip():
             continue
@@ -208,5 +205,5 @@ def _variants(path: Path | None) -> dict[str, tuple[str, ...]]:
                 f'{path}:{number} is no {{"text": ..., "variants": [...]}} ({error}); '
                 f"`jaxgen augment --variants` writes them"
             ) from None
-        known[text] = tuple(v for v in variants if isinstance(v, str) and v.strip())
-    return known
+        variants_of[text] = tuple(v for v in variants if isinstance(v, str) and v.strip())
+    return variants_of

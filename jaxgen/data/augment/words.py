@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from os import PathLike
 
 import numpy as np
 from jaxtyping import Float
@@ -68,15 +69,28 @@ class Neighbours:
         row = self.index.get(word.lower())
         if row is None:
             return []
-        known = self._near.get((word.lower(), count))
-        if known is None:
+        nearest = self._near.get((word.lower(), count))
+        if nearest is None:
             cosines = self._unit @ self._unit[row]
             cosines[row] = -np.inf
             some = np.argpartition(-cosines, min(count, len(cosines) - 1))[:count]
             some = sorted(some.tolist(), key=lambda i: (-cosines[i], i))
-            known = [(self.words[i], float(cosines[i])) for i in some if np.isfinite(cosines[i])]
-            self._near[word.lower(), count] = known
-        return [(other, cosine) for other, cosine in known if cosine >= least]
+            nearest = [(self.words[i], float(cosines[i])) for i in some if np.isfinite(cosines[i])]
+            self._near[word.lower(), count] = nearest
+        return [(other, cosine) for other, cosine in nearest if cosine >= least]
+
+
+def read_neighbours(path: str | PathLike) -> Neighbours:
+    """Return the word vectors of a text file; of words that differ by case, the first one's.
+
+    Raises CheckpointError for a file that `models.classic.vectors` can't load.
+    """
+    from jaxgen.models.classic import vectors
+
+    loaded, rows = vectors.load(path), dict[str, int]()
+    for row, word in enumerate(loaded.words):
+        rows.setdefault(word.lower(), row)
+    return Neighbours(tuple(rows), loaded.table[list(rows.values())])
 
 
 def neighbours_of(texts: Sequence[str], seed: int = 0) -> Neighbours:

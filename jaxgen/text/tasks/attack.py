@@ -31,7 +31,7 @@ from jaxgen.train.losses import causal_loss
 
 TABLE = "embed/tokens"
 AT_ONCE = 64  # texts whose attacks run together
-Asks = Generator[tuple[str, list[str]], Any, "Found"]  # ("classes" or "slopes", texts)
+Asks = Generator[tuple[str, list[str]], Any, "AttackResult"]  # ("classes" or "slopes", texts)
 
 
 @arguments.checked(
@@ -59,7 +59,7 @@ class AttackSettings:
 
 
 @dataclass(frozen=True)
-class Found:
+class AttackResult:
     """What an attack has made of a text: another text, and which words it exchanged.
 
     swaps: (number of the word, old, new). label, before, after: numbers of classes; where before is
@@ -112,7 +112,7 @@ def attack(
     neighbours: Neighbours,
     settings: AttackSettings | None = None,
     progress: Progress | None = None,
-) -> list[Found]:
+) -> list[AttackResult]:
     """Return what attacks make of texts, of which a classifier tells the class.
 
     Args:
@@ -153,7 +153,7 @@ def _begin(search, text, label, probs, neighbours, settings) -> Asks:
         last, queries = begun, 0
     after, chance = int(np.argmax(last.probs)), float(last.probs[label])
     before = int(np.argmax(probs))
-    return Found(text, label, before, last.text, after, chance, last.swaps, queries)
+    return AttackResult(text, label, before, last.text, after, chance, last.swaps, queries)
 
 
 def _together(
@@ -161,9 +161,9 @@ def _together(
     oracle: _Oracle,
     labels: Sequence[int],
     progress: Progress | None,
-) -> list[Found]:
+) -> list[AttackResult]:
     """Run the attacks, up to AT_ONCE of them in step, and answer what they ask in batches."""
-    found: dict[int, Found] = {}
+    results: dict[int, AttackResult] = {}
     count, waiting = len(waiting), waiting[::-1]
     running: list[tuple[int, Asks, tuple[str, list[str]]]] = []
 
@@ -171,24 +171,24 @@ def _together(
         try:
             running.append((number, asks, asks.send(answer)))
         except StopIteration as end:
-            found[number] = end.value
+            results[number] = end.value
             if progress:
-                progress(len(found), count)
+                progress(len(results), count)
 
     while waiting or running:
         while waiting and len(running) < AT_ONCE:
             move(*waiting.pop(), None)
-        asked, running[:] = list(running), []
+        requests, running[:] = list(running), []
         answers = {}
         for kind in ("classes", "slopes"):
-            mine = [(number, texts) for number, _, (what, texts) in asked if what == kind]
+            mine = [(number, texts) for number, _, (what, texts) in requests if what == kind]
             flat = [text for _, texts in mine for text in texts]
             own = [labels[number] for number, texts in mine for _ in texts]
-            results = iter(oracle.classes(flat) if kind == "classes" else oracle.slopes(flat, own))
-            answers |= {number: [next(results) for _ in texts] for number, texts in mine}
-        for number, asks, _ in asked:
+            rows = iter(oracle.classes(flat) if kind == "classes" else oracle.slopes(flat, own))
+            answers |= {number: [next(rows) for _ in texts] for number, texts in mine}
+        for number, asks, _ in requests:
             move(number, asks, answers[number])
-    return [found[number] for number in range(count)]
+    return [results[number] for number in range(count)]
 
 
 def _places(begun: _Version, neighbours: Neighbours, settings: AttackSettings):
@@ -228,10 +228,10 @@ def _substitute(begun: _Version, label: int, neighbours: Neighbours, settings: A
             break
         rows = yield "classes", [one.text for one in options]
         queries += len(options)
-        told = [
+        scored = [
             _Version(one.pieces, row, one.swaps) for one, row in zip(options, rows, strict=True)
         ]
-        versions = sorted([*versions, *told], key=lambda one: one.probs[label])[:keep]
+        versions = sorted([*versions, *scored], key=lambda one: one.probs[label])[:keep]
         if wrong := [one for one in versions if int(np.argmax(one.probs)) != label]:
             return wrong[0], queries
     return versions[0], queries
@@ -296,7 +296,7 @@ class _Oracle:
         """Return the probabilities of the classes of each text."""
         model = self.model
         problem = model.generation_config.problem_type
-        asked = [
+        batches = [
             (
                 count,
                 programs.class_scores(
@@ -305,17 +305,17 @@ class _Oracle:
             )
             for _, count, tokens, segments in self._batches(texts)
         ]
-        return [row for count, probs in asked for row in np.asarray(probs)[:count]]
+        return [row for count, probs in batches for row in np.asarray(probs)[:count]]
 
     def slopes(self, texts: Sequence[str], labels: Sequence[int]) -> list[np.ndarray]:
         """Return the gradients [T, D] of the loss of each text's label."""
-        found = []
+        gradients = []
         for begin, count, tokens, segments in self._batches(texts):
             targets = np.zeros((self.batch, 1), np.int32)
             targets[:count, 0] = labels[begin : begin + count]
             slopes = _slopes(self.model.params, self.model.config, tokens, segments, targets)
-            found += [*np.asarray(slopes)[:count]]
-        return found
+            gradients += [*np.asarray(slopes)[:count]]
+        return gradients
 
     def gains(
         self, slope: np.ndarray, pieces: Sequence[str], place: int, words: Sequence[str]
@@ -349,18 +349,18 @@ def _slopes(params: Any, config: ModelConfig, tokens, segments, targets):
     return jax.grad(loss)(jnp.zeros((*tokens.shape, config.embed_width), jnp.float32))
 
 
-def summary(found: Sequence[Found], seconds: float) -> dict[str, float]:
+def summary(results: Sequence[AttackResult], seconds: float) -> dict[str, float]:
     """Return the figures of an attack: accuracies, success, queries of a text, words exchanged."""
-    attacked = [one for one in found if one.attacked]
+    attacked = [one for one in results if one.attacked]
     won = [one for one in attacked if one.success]
     queries = sum(one.queries for one in attacked)
     mean: Callable[[list[float]], float] = lambda xs: float(np.mean(xs)) if xs else 0.0  # noqa: E731
     return {
-        "texts": float(len(found)),
-        "accuracy": mean([float(one.attacked) for one in found]),
-        "accuracy_attacked": mean([float(one.attacked and not one.success) for one in found]),
+        "texts": float(len(results)),
+        "accuracy": mean([float(one.attacked) for one in results]),
+        "accuracy_attacked": mean([float(one.attacked and not one.success) for one in results]),
         "success_rate": len(won) / max(len(attacked), 1),
         "queries": queries / max(len(attacked), 1),
         "edits": mean([len(one.swaps) / max(len(split(one.text)) // 2, 1) for one in won]),
-        "queries_per_second": (queries + len(found)) / max(seconds, 1e-9),
+        "queries_per_second": (queries + len(results)) / max(seconds, 1e-9),
     }

@@ -38,7 +38,7 @@ def masked_variants(
         rate: part of the words, at least one, in (0, 1].
         seed: of what is masked and drawn.
     """
-    asked, places = [], []
+    masked, drawings = [], []
     for number, text in enumerate(texts):
         pieces = split(text)
         words = range(1, len(pieces), 2)
@@ -47,11 +47,11 @@ def masked_variants(
             order = sorted(words, key=lambda _, chance=chance: chance.random())
             chosen = sorted(order[: max(round(rate * len(order)), 1)])
             hidden = [MASK if n in chosen else piece for n, piece in enumerate(pieces)]
-            asked.append("".join(hidden))
-            places.append((number, pieces, chosen, chance))
-    found = fill_mask(model, asked, mask=MASK, best=BEST, batch=batch, progress=progress)
+            masked.append("".join(hidden))
+            drawings.append((number, pieces, chosen, chance))
+    filled = fill_mask(model, masked, mask=MASK, best=BEST, batch=batch, progress=progress)
     results: list[list[str]] = [[] for _ in texts]
-    for (number, pieces, chosen, chance), row in zip(places, found, strict=True):
+    for (number, pieces, chosen, chance), row in zip(drawings, filled, strict=True):
         new = list(pieces)
         for place, options in zip(chosen, row, strict=True):
             new[place] = _drawn(pieces[place], options, chance)
@@ -96,10 +96,10 @@ def rewritten_variants(
     for copy in range(copies):
         rows = list(texts)
         for number, model in enumerate(models):
-            drawn = seed + copy * len(models) + number
-            how = Generation(temperature=0.8, top_p=0.9, seed=drawn)
-            made = rewrites(model, rows, how, batch=batch, progress=progress)
-            rows = [one[0].text for one in made]
+            own_seed = seed + copy * len(models) + number
+            how = Generation(temperature=0.8, top_p=0.9, seed=own_seed)
+            outputs = rewrites(model, rows, how, batch=batch, progress=progress)
+            rows = [output[0].text for output in outputs]
         for row, text in zip(results, rows, strict=True):
             row.append(text)
     return results
