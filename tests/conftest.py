@@ -87,18 +87,6 @@ pytest_runtest_call = pytest.hookimpl(wrapper=True)(_limited)
 pytest_runtest_teardown = pytest.hookimpl(wrapper=True)(_limited)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items):
-    """Let a test's `xdist_group` take effect, so that one worker makes its fixtures, once.
-
-    xdist 3.8 tells the groups by `_nodeid`, where pytest 9.2 no longer looks: ids are in `_id`.
-    """
-    for item in items:
-        said = getattr(item, "_nodeid", item.nodeid)
-        if item.get_closest_marker("xdist_group") and said != item.nodeid:
-            item._id = type(item._id).parse(said)
-
-
 @pytest.fixture(autouse=True, scope="session")
 def machine_is_measured_quickly():
     """Take a 60th of the work to tell what this machine reaches, which hardly changes the share."""

@@ -13,8 +13,6 @@ from jaxgen.errors import ConfigError, DataError
 from jaxgen.models.classic import mixture, vae
 from jaxgen.models.classic.vae import VAE, Fit, Gaussian
 
-# One worker trains, once.
-pytestmark = pytest.mark.xdist_group("vae")
 MODEL = ModelConfig(
     vocab_size=12, context=8, layers=1, d_model=16, heads=2, topology="encoder_decoder",
     norm="rms", feed="relu", biases="none", init_std=0.1,

@@ -181,12 +181,7 @@ def test_every_choice_is_in_a_variant():
         assert set(typing.get_args(hint)) - ELSEWHERE <= tried, name
 
 
-def marked(names):
-    """One xdist group per variant, so that each is compiled by one worker only."""
-    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
-
-
-@pytest.fixture(params=marked(VARIANTS))
+@pytest.fixture(params=VARIANTS)
 def config(request):
     return BASE.replace(**VARIANTS[request.param])
 
@@ -233,7 +228,7 @@ def test_ragged_prompts_in_one_cache_match_each_alone(config):
     np.testing.assert_allclose(together, wanted, atol=tolerance(config), rtol=0)
 
 
-@pytest.mark.parametrize("name", marked(["gpt2", "llama", "gemma2", "short_rest"]))
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "short_rest"])
 def test_a_prompt_cached_in_pieces_matches_full_forward(name):
     config = BASE.replace(**VARIANTS[name])
     params, tokens = make(config)
@@ -281,7 +276,7 @@ def test_future_tokens_change_nothing(config):
     assert (first[:, :6] == second[:, :6]).all()
 
 
-@pytest.mark.parametrize("name", marked(["gpt2", "llama", "gemma2", "short_rest"]))
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "short_rest"])
 def test_scan_matches_unrolled_layers(name):
     config = BASE.replace(**VARIANTS[name])
     params, tokens = make(config)
@@ -349,7 +344,7 @@ def test_remat_changes_no_gradient():
         assert "remat" in text or "checkpoint" in text
 
 
-@pytest.mark.parametrize("name", marked(["gpt2", "llama", "gemma2", "short_rest"]))
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "short_rest"])
 def test_init_holds_no_tracer_and_matches_abstract(name):
     config = BASE.replace(**VARIANTS[name])
     params = jaxgen.init(config, jax.random.key(0))

@@ -22,10 +22,6 @@ EVERY = [
 NAMES = EVERY + FORMS if os.environ.get("JAXGEN_NIGHTLY") else SAMPLE
 
 
-# One worker makes the fixture, once.
-pytestmark = pytest.mark.xdist_group("meshes")
-
-
 @pytest.fixture(scope="session")
 def curves() -> dict:
     program = Path(__file__).with_name("curves.py")

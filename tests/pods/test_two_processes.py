@@ -34,8 +34,6 @@ PEERS = 8.0  # seconds of silence after which a process is taken for lost
 nightly = pytest.mark.skipif(
     not os.environ.get("JAXGEN_NIGHTLY"), reason="a minute each: JAXGEN_NIGHTLY=1"
 )
-# One worker makes the fixtures, once.
-pytestmark = pytest.mark.xdist_group("two_processes")
 
 
 @pytest.fixture(scope="module")

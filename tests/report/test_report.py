@@ -31,10 +31,6 @@ FEW = ["--prompts", "3", "--prompt-tokens", "4", "--max-new-tokens", "8", "--see
 UNKNOWN_TO_TEXT = {"train_seconds", "token_joules"}
 
 
-# One worker makes the fixture, once.
-pytestmark = pytest.mark.xdist_group("report")
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")

@@ -107,3 +107,11 @@ class Command(forked.Process):
 
     def __init__(self, words, output, environment, plant=None):
         super().__init__(main, ([str(word) for word in words], plant), output, environment)
+
+
+def measured(here, *words):
+    """Return the figures of `jaxgen eval WORDS...`, by name."""
+    code, said = here("eval", *words)
+    assert code == 0, said
+    rows = dict(line.split("  ", 1) for line in said.splitlines() if "  " in line)
+    return {name: value.strip() for name, value in rows.items()}

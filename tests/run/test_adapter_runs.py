@@ -27,9 +27,6 @@ MODEL = jaxgen.ModelConfig(
     biases="none", feed="swiglu", init_std=0.3,
 )  # fmt: skip
 
-# One worker trains the run that all read.
-pytestmark = pytest.mark.xdist_group("adapters")
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from commands import measured
 
 import jaxgen
 from jaxgen import data, tokens
@@ -26,13 +27,6 @@ def model(tmp_path_factory):
     for layout in ("jaxgen", "hf"):
         jaxgen.save(home / layout, config, params, tokenizer=tokenizer, layout=layout)
     return home
-
-
-def measured(here, *words):
-    code, said = here("eval", *words)
-    assert code == 0, said
-    rows = dict(line.split("  ", 1) for line in said.splitlines() if "  " in line)
-    return {name: value.strip() for name, value in rows.items()}
 
 
 @pytest.mark.parametrize("layout", ["jaxgen", "hf"])
@@ -100,14 +94,3 @@ def _shard(folder, lengths):
     writer.add(np.arange(1, sum(lengths) + 1, dtype=np.int64), list(lengths), sum(lengths))
     writer.close()
     return open_shard(folder / "x.tokens")
-
-
-def test_a_memory_of_the_training_text_is_measured_beside_the_model(here, finished, tmp_path):
-    memory = tmp_path / "states"
-    without = measured(here, finished)
-    with_memory = measured(here, finished, "--knn", memory)
-    assert with_memory["bits per byte without knn"] == without["bits per byte"]
-    assert with_memory["tokens"] == without["tokens"] and "chosen on valid" in with_memory["knn"]
-    assert float(with_memory["bits per byte with knn"]) <= float(without["bits per byte"])
-    code, said = here("eval", finished, "--knn", memory, f"data.files={tmp_path}/none")
-    assert code == 2 and "--knn" in said and "of its own text" in said

@@ -65,10 +65,6 @@ ELSEWHERE = {
 }
 
 
-# One worker trains the runs that are compared, once.
-pytestmark = pytest.mark.xdist_group("options")
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     home = tmp_path_factory.mktemp("options")

@@ -1,6 +1,11 @@
-"""A run that was killed, stopped or damaged ends as the one that never was, bit for bit."""
+"""A run that was killed, stopped or damaged ends as the one that never was, bit for bit.
+
+What else reads the run that nobody has interrupted stands here too: a file is one worker's, which
+trains it once.
+"""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -9,8 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import commands
-import pytest
+from commands import measured
 
+from jaxgen.profile import trace
 from jaxgen.store import Checkpoints
 
 UNSAMPLED = "sample.prompts=[]"  # which changes no number, and saves a compilation
@@ -37,10 +43,6 @@ def metrics(folder: Path) -> dict:
     manifests = [path / "manifest.json" for path in (folder / "checkpoints").glob("[0-9]*")]
     records = [json.loads(path.read_text()) for path in manifests]
     return {r["step"]: (r["metric"], r["extra"]["valid_loss"]) for r in records}
-
-
-# One worker makes the finished run, once.
-pytestmark = pytest.mark.xdist_group("finished")
 
 
 def wait_for(condition, process, seconds=300.0):
@@ -279,3 +281,30 @@ def test_the_run_folder_holds_all_that_its_use_needs(finished, finish, tmp_path)
     assert code == 0 and "bits per byte" in said, said
     env = json.loads((finished / "env.json").read_text())
     assert len(env["digests"]["text"]) == 64
+
+
+def test_a_profiled_run_says_its_costliest_operations_and_keeps_the_trace(finished):
+    lines = [line[26:] for line in (finished / "log.txt").read_text().splitlines()]
+    at = next(n for n, line in enumerate(lines) if line.startswith("profile of steps 3 to 7, "))
+    assert trace.files(finished / "profile")
+    head, *rows = lines[at + 1 : at + 12]
+    assert head.split() == "time times of the limit operation what it does line".split()
+    shares = [float(row.split("%")[0]) for row in rows]
+    assert len(rows) == 10 and shares == sorted(shares, reverse=True) and sum(shares) <= 100
+    assert sum(bool(re.search(r"\d+% of (products|bandwidth)", row)) for row in rows) >= 3
+    assert any(re.search(r" [\w/]+/\w+\.py:\d+$", row) for row in rows)
+    assert "other operations" in lines[at + 12] and "GB/s" in lines[at + 13]
+    # It stands between the steps that it is of and the next ones.
+    assert any(line.startswith("step 5/") for line in lines[:at])
+    assert any(line.startswith("step 8/") for line in lines[at:])
+
+
+def test_a_memory_of_the_training_text_is_measured_beside_the_model(here, finished, tmp_path):
+    memory = tmp_path / "states"
+    without = measured(here, finished)
+    with_memory = measured(here, finished, "--knn", memory)
+    assert with_memory["bits per byte without knn"] == without["bits per byte"]
+    assert with_memory["tokens"] == without["tokens"] and "chosen on valid" in with_memory["knn"]
+    assert float(with_memory["bits per byte with knn"]) <= float(without["bits per byte"])
+    code, said = here("eval", finished, "--knn", memory, f"data.files={tmp_path}/none")
+    assert code == 2 and "--knn" in said and "of its own text" in said

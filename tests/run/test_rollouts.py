@@ -24,8 +24,6 @@ MODEL = jaxgen.ModelConfig(
     vocab_size=259, context=12, layers=1, d_model=8, heads=2, norm="rms", positions="rope",
     biases="none", init_std=0.5,
 )  # fmt: skip
-# One worker makes the model that all begin with.
-pytestmark = pytest.mark.xdist_group("rollouts")
 
 
 @pytest.fixture(scope="module")
