@@ -37,11 +37,17 @@ from jaxgen.config_groups import (
     in_groups,
 )
 from jaxgen.config_groups import RopeScaling as RopeScaling
+from jaxgen.config_parts import BIASES as BIASES
+from jaxgen.config_parts import Activation as Activation
 from jaxgen.config_parts import (
+    Biases,
     Disentangled,
     Embed,
+    Feed,
     HeadLayer,
     HeadLayerKind,
+    NormAt,
+    Part,
     PerLayer,
     Residual,
     Scale,
@@ -52,7 +58,6 @@ from jaxgen.errors import ConfigError, nearest
 from jaxgen.settings import option
 
 Norm = Literal["layer", "rms", "rms_offset", "rms_unit"]
-NormAt = Literal["pre", "post", "both", "out"]
 Parallel = Literal["none", "one_norm", "two_norms"]
 Positions = Literal[
     "learned",
@@ -69,20 +74,6 @@ Topology = Literal["decoder", "encoder", "encoder_decoder"]
 OutputBias = Literal["none", "bias"]
 Head = Literal["lm", "mlm", "classes", "token_classes", "spans", "pooled", "none"]
 Prompt = Literal["back", "both"]
-Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
-Feed = Literal[Activation, "swiglu", "swiglu_clamped", "geglu", "geglu_exact", "reglu"]
-Biases = Literal["all", "no_keys", "attention", "qkv", "feed", "norms", "none"]
-Part = Literal["qkv", "qv", "o", "feed", "norm"]
-# The parts of a layer that carry biases; qv: queries and values without keys, a part of qkv.
-BIASES: dict[Biases, tuple[Part, ...]] = {
-    "all": ("qkv", "o", "feed", "norm"),
-    "no_keys": ("qv", "o", "feed", "norm"),
-    "attention": ("qkv", "o", "norm"),
-    "qkv": ("qkv", "norm"),
-    "feed": ("feed", "norm"),
-    "norms": ("norm",),
-    "none": (),
-}
 QKNorm = Literal["none", "head", "heads", "each", "unit", "qkv"]
 LayerWeights = Literal["own", "shared"] | int
 Output = Literal["tied", "untied"]

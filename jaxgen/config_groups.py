@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxgen import arguments
-from jaxgen.config_parts import Embed, HeadLayer, Residual, Scores
+from jaxgen.config_parts import Biases, Embed, Feed, HeadLayer, NormAt, Residual, Scores
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
@@ -194,18 +194,25 @@ class Towers:
     encoder_kv_heads: int | None = option("its key/value heads; null: as kv_heads", None)
     encoder_head_dim: int | None = option("width of one of its heads; null: as head_dim", None)
     encoder_d_ff: int | None = option("its feed-forward width; null: as d_ff", None)
+    encoder_feed: Feed | None = option("its feed-forward activation; null: as feed", None)
+    encoder_biases: Biases | None = option("its biases; null: as biases", None)
+    encoder_norm_at: NormAt | None = option("where its norms are; null: as norm_at", None)
+    encoder_norm_epsilon: float | None = option("of its norms; null: as norm_epsilon", None)
     tokens: Tables = option("own: each tower has a table of token vectors", "shared")
 
     def __post_init__(self) -> None:
         for name, value in self.of_encoder.items():
-            if value < 1:
+            if type(value) is int and value < 1:
                 raise ConfigError(f"towers.encoder_{name}={value} must be at least 1")
+        epsilon = self.encoder_norm_epsilon
+        if epsilon is not None and not epsilon > 0:
+            raise ConfigError(f"towers.encoder_norm_epsilon={epsilon} must be greater than 0")
 
     @property
-    def of_encoder(self) -> dict[str, int]:
+    def of_encoder(self) -> dict[str, Any]:
         """The fields of a ModelConfig that the encoder has of its own."""
-        own = {name.removeprefix("encoder_"): value for name, value in vars(self).items()}
-        return {name: value for name, value in own.items() if isinstance(value, int)}
+        own = {n.removeprefix("encoder_"): v for n, v in vars(self).items() if n != "tokens"}
+        return {name: value for name, value in own.items() if value is not None}
 
 
 @arguments.checked

@@ -25,6 +25,22 @@ Sinks = Literal["none", "learned"]
 ByLayer = Literal["same", "inverse"]
 OutputGate = Literal["none", "sigmoid"]
 GrowthIn = Literal["all", "unturned"]
+NormAt = Literal["pre", "post", "both", "out"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
+Feed = Literal[Activation, "swiglu", "swiglu_clamped", "geglu", "geglu_exact", "reglu"]
+Biases = Literal["all", "no_keys", "no_qkv", "attention", "qkv", "feed", "norms", "none"]
+Part = Literal["qkv", "qv", "o", "feed", "norm"]
+# The parts of a layer that carry biases; qv: queries and values without keys, a part of qkv.
+BIASES: dict[Biases, tuple[Part, ...]] = {
+    "all": ("qkv", "o", "feed", "norm"),
+    "no_keys": ("qv", "o", "feed", "norm"),
+    "no_qkv": ("o", "feed", "norm"),
+    "attention": ("qkv", "o", "norm"),
+    "qkv": ("qkv", "norm"),
+    "feed": ("feed", "norm"),
+    "norms": ("norm",),
+    "none": (),
+}
 StemKind = Literal["log_mel", "patches"]
 First = Literal["none", "learned"]
 

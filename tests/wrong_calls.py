@@ -231,6 +231,7 @@ ACCEPTED = {
     ("Embed", "scale"): REAL,
     ("Experts", "scale balance_rate balance z"): REAL,
     ("Residual", "clip"): REAL,
+    ("Towers", "encoder_norm_epsilon"): REAL,
     ("LayerKind", "keys_of"): TEXTS,
     ("Rope", "theta share"): REAL,
     ("RopeScaling", "factor low high attention mscale short long"): REAL,

@@ -108,7 +108,7 @@ def _check_reads_text(name: str, session: Session) -> None:
     if stem is not None:
         what, instead = {
             "log_mel": ("sound", "use `jaxgen transcribe`"),
-            "patches": ("images", "use jaxgen.apply with media="),
+            "patches": ("images", "use `jaxgen caption`"),
         }[stem.kind]
         raise ConfigError(f"the model {name} reads {what}, and requests bring text; {instead}")
 

@@ -356,9 +356,10 @@ def _add_scores(
     size = batch_size(len(completions))
     tokens, _ = pad([*texts, *texts[:1] * (size - len(completions))])
     source, segments = None, None
-    if group.rows.source is not None and group.rows.segments is not None:
+    if group.rows.source is not None:
         which = [row for row, _ in completions] + [completions[0][0]] * (size - len(completions))
-        source, segments = group.rows.source[which], group.rows.segments[which]
+        source, real = group.rows.source[which], group.rows.segments
+        segments = None if real is None else real[which]
     tokens = tokens[:, : max(group.model.config.longest, max(map(len, texts)))]
     params, config, kind, _ = group.parts
     scores = programs.score_tokens(params, config, kind, tokens, source, segments, top=top)

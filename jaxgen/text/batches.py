@@ -24,7 +24,8 @@ class Request(NamedTuple):
 
     ids: its prompt, or what its encoder reads; limit: new tokens at most; number: its place among
     the draws of its seed; other: the negative prompt's ids, if any; after: ids whose text its own
-    goes on from; dropped: ids of its prompt that were cut off; user: whose adapter it has.
+    goes on from; dropped: ids of its prompt that were cut off; user: whose adapter it has; media:
+    an image that its encoder reads instead of ids.
     """
 
     ids: list[int]
@@ -35,14 +36,16 @@ class Request(NamedTuple):
     after: tuple[int, ...] = ()
     dropped: int = 0
     user: str | None = None
+    media: np.ndarray | None = None
 
 
 class Rows(NamedTuple):
     """The arrays of a batch, with filler rows.
 
     prompt: [B, W] of widths [B] real; stops: [B, E]; limits: [B], 0 for a filling row; keys: [B];
-    source: [B, S] and its segments, of an encoder-decoder; other: the negative prompts of guidance;
-    scale: [B] of guidance; prefix: [B] ids kept when a full context slides, None: no slide.
+    source: [B, S] and its segments, of an encoder-decoder, or images without; other: the negative
+    prompts of guidance; scale: [B] of guidance; prefix: [B] ids kept when a full context slides,
+    None: no slide.
     """
 
     prompt: np.ndarray
@@ -77,6 +80,9 @@ def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
         rows = rows._replace(
             prompt=begin, widths=ones, source=tokens, segments=segments_of(tokens, widths)
         )
+        if model.config.stem is not None:
+            images = [one.media for one in filled if one.media is not None]
+            rows = rows._replace(source=np.stack(images), segments=None)
     if (steered := requests[0].settings.steered) is not None:
         other, other_widths = pad([list(one.other) or [0] for one in filled])
         scale = np.asarray([getattr(one.settings, steered) for one in filled], np.float32)

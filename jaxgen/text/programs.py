@@ -73,6 +73,8 @@ def memory_of(params: api.Params, config: ModelConfig, source: Any, segments: An
     """Return the encoder's memory of sources, or None without any."""
     if source is None:
         return None
+    if config.stem is not None:
+        return api.encode(params, config, media=source)
     return api.encode(params, config, source, segments=segments)
 
 

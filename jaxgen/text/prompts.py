@@ -18,13 +18,17 @@ from jaxgen.tokens.protocol import check_ids
 
 DEFAULT_LENGTH = 128  # new tokens after a prompt, if the context has room for them
 
-Text = str | Sequence[int]
+# What a prompt without tokens has nothing for.
+OF_SOURCES = ("source_penalty", "no_repeat_source", "guidance", "debias", "negative_prompt")
+
+Text = str | Sequence[int] | np.ndarray  # an array of three axes is an image, for models of them
 
 
 class Prompt(NamedTuple):
     """A prompt, how to go on from it, and the place of its first text among its seed's draws.
 
-    text: a text, or ids, which are read as they are. user: whose adapter and preferences hold, in a
+    text: a text, or ids, which are read as they are, or the numbers of an image that
+    `data.media.Pixels` makes. user: whose adapter and preferences hold, in a
     session that was opened with users.
     """
 
@@ -98,7 +102,9 @@ def requests_of(model: LoadedModel, prompts: Sequence[Prompt]) -> list[list[Requ
 def _requests(model: LoadedModel, prompt: Prompt) -> list[Request]:
     check_generates(model)
     text, asked, number, user = prompt
-    whole, context, sources = ids_of(model, text), model.config.longest, model.reads_sources
+    media = None if model.config.stem is None else _media_of(model, text, asked)
+    whole = ids_of(model, text) if media is None else []
+    context, sources = model.config.longest, model.reads_sources
     if asked.policy is not None:
         words = text if isinstance(text, str) else model.tokenizer.decode(whole)
         moderation.check_prompt(asked.policy, words)
@@ -129,8 +135,24 @@ def _requests(model: LoadedModel, prompt: Prompt) -> list[Request]:
             raise ConfigError(f"{settings.describe(name)} exceeds {known}")
     # A text goes on from a prompt that is a text; ids, and a source, it stands beside.
     after = tuple(ids) if isinstance(text, str) and not sources else ()
-    about, draws = (other, after, len(whole) - len(ids), user), range(settings.draws_each)
+    about, draws = (other, after, len(whole) - len(ids), user, media), range(settings.draws_each)
     return [Request(ids, limit, settings, number + j, *about) for j in draws]
+
+
+def _media_of(model: LoadedModel, image: Any, asked: Generation) -> np.ndarray:
+    """Return the image of a prompt; ConfigError for anything else, and settings of source texts."""
+    stem = model.config.stem
+    assert stem is not None
+    if stem.kind != "patches" or not isinstance(image, np.ndarray) or image.shape != stem.shape:
+        verbs = {"patches": "jaxgen caption", "log_mel": "jaxgen transcribe"}
+        raise ConfigError(
+            f"stem.kind={stem.kind}: the encoder reads no tokens, but numbers of the shape "
+            f"{list(stem.shape)}; `{verbs[stem.kind]}` makes them of files"
+        )
+    for name in OF_SOURCES:
+        if asked.gives(name):
+            raise ConfigError(f"{asked.describe(name)} has no effect: an image has no tokens")
+    return image
 
 
 def _fit_source(
@@ -147,7 +169,8 @@ def _fit_source(
         _, end = model.around
         end = end if ids[len(ids) - len(end) :] == end else []
         ids = [*ids[: context - len(end)], *end]
-    length = _length(asked, filled, 1, 2 * len(ids) + 16)
+    ours = 2 * len(ids) + 16 if model.config.stem is None else DEFAULT_LENGTH
+    length = _length(asked, filled, 1, ours)
     return ids, _within(model, length, room_after(model, ids), 1, asked)
 
 

@@ -233,7 +233,7 @@ def test_a_context_bounds_the_models_that_reach_further(session):
 
 STEMS = [
     (Stem(), "reads sound, .*; use `jaxgen transcribe`"),
-    (Stem(kind="patches", channels=3, size=4, patch=2), "reads images, .*; use jaxgen.apply"),
+    (Stem(kind="patches", channels=3, size=4, patch=2), "reads images, .*; use `jaxgen caption`"),
 ]
 
 

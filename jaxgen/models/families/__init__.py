@@ -77,6 +77,9 @@ from jaxgen.models.families import (
     t5gemma,
     umt5,
     vanilla,
+    vision_encoder_decoder,
+    vit_gpt2,
+    vit_trocr,
     whisper,
     xlm_roberta,
 )
@@ -97,7 +100,7 @@ _ALL = (
     *(gemma3n, gemma4, gemma4_unified),
     *(t5, bart, marian, vanilla),
     *(mt5, umt5, mbart, pegasus, m2m_100, blenderbot, blenderbot_small, t5gemma),
-    *(whisper,),
+    *(whisper, vit_gpt2, vit_trocr),
 )
 IMAGES = frozenset(("image_size", "num_channels", "vision_config"))  # keys of models of images
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _ALL}
@@ -140,6 +143,10 @@ def of_folder(theirs: Mapping[str, Any], where: str) -> tuple[Family, Mapping[st
     Raises CheckpointError for a model_type that is not known.
     """
     kind = theirs.get("model_type")
+    if kind == vision_encoder_decoder.MODEL_TYPE:
+        towers = [theirs.get(part) for part in vision_encoder_decoder.PARTS]
+        names = [str(one.get("model_type")) if isinstance(one, dict) else "none" for one in towers]
+        return named("-".join(names), f"{where}: encoder-decoder of {kind}"), theirs
     if kind not in (*FAMILIES, *PARTS) and not IMAGES.isdisjoint(theirs):
         raise CheckpointError(
             f"{where}: model_type={kind!r:.60} reads images, and no family of these is built; "

@@ -74,6 +74,10 @@ def resolved(config: ModelConfig) -> ModelConfig:
             encoder_kv_heads=one.K,
             encoder_head_dim=one.H,
             encoder_d_ff=one.F,
+            encoder_feed=one.feed,
+            encoder_biases=one.biases,
+            encoder_norm_at=one.norm_at,
+            encoder_norm_epsilon=one.norm_epsilon,
         )
     return config.replace(
         towers=towers,

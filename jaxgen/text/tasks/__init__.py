@@ -1,4 +1,4 @@
-"""Tasks: functions from texts to what is asked of them, batched by length."""
+"""Tasks: functions from texts, sound and images to what is asked of them, batched by length."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from jaxgen import lazy
 
 if TYPE_CHECKING:
     from jaxgen.text.loaded_model import open_model, template_of
+    from jaxgen.text.tasks.captioning import caption, captions
     from jaxgen.text.tasks.chat import reply
     from jaxgen.text.tasks.question_answering import Answer, answer
     from jaxgen.text.tasks.scoring import classify, embed, fill_mask, score
@@ -22,6 +23,8 @@ __all__ = [
     "Speech",
     "Transcript",
     "answer",
+    "caption",
+    "captions",
     "classify",
     "classify_tokens",
     "embed",

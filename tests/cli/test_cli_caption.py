@@ -1,0 +1,85 @@
+"""`jaxgen caption`: image files in, a line of text each out; mistakes are one line."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from random_params import random_params
+
+import jaxgen
+from jaxgen.cli import app, start
+from jaxgen.pretrained.generation_config import GenerationConfig
+from jaxgen.tokens.plain import Bytes
+
+STEM = jaxgen.Stem(kind="patches", channels=3, size=8, patch=4, first="learned")
+CONFIG = jaxgen.ModelConfig(
+    vocab_size=259, context=24, layers=1, d_model=8, heads=2, feed="gelu_tanh", stem=STEM,
+    topology="encoder_decoder", towers=jaxgen.Towers(encoder_norm_at="pre", encoder_feed="gelu",
+    encoder_norm_epsilon=1e-12, encoder_biases="no_qkv"), init_std=0.5,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("caption")
+    how = GenerationConfig(decoder_start_token_id=256, eos_token_id=(258,), max_new_tokens=6)
+    kinds = {"gpt2": CONFIG, "trocr": CONFIG.replace(norm_at="post", feed="gelu",
+             embed=jaxgen.Embed(offset=2, norm="norm"))}  # fmt: skip
+    for name, config in kinds.items():
+        about = {"tokenizer": Bytes(), "generation_config": how, "layout": "hf"}
+        jaxgen.save(home / name, config, random_params(config), **about)
+    text = CONFIG.replace(stem=None, topology="decoder", towers=jaxgen.Towers())
+    jaxgen.save(home / "text", text, random_params(text), tokenizer=Bytes())
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).save(home / f"{name}.png")
+    (home / "half.png").write_bytes((home / "a.png").read_bytes()[:60])
+    (home / "files.txt").write_text("b.png\na.png\n")
+    return home
+
+
+@pytest.fixture
+def run(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(start, "prepare_jax", lambda cache: None)
+
+    def call(*words):
+        code = app.main(["caption", *words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def test_each_image_has_its_line_whatever_is_beside_it(run, home):
+    code, out, _ = run("gpt2", "a.png", "b.png")
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 2 and lines[0] != lines[1]
+    assert run("gpt2", "b.png")[1].splitlines() == lines[1:]
+    more = ("--output", "texts.jsonl", "--beams", "2", "--top-logprobs", "2")
+    code, _, _ = run("trocr", "--input", "files.txt", *more)
+    rows = [json.loads(line) for line in (home / "texts.jsonl").read_text().splitlines()]
+    assert code == 0 and [row["text"] for row in rows] == ["b.png", "a.png"]
+    assert all(row["result"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason"),
+    [
+        (["gpt2", "c.png"], 2, "c.png is no file; name an image file"),
+        (["gpt2", "half.png"], 7, "half.png holds no whole image"),
+        (["text", "a.png"], 2, "text reads no images"),
+        (["gpt2", "a.png", "--no-repeat-source", "2"], 2, "an image has no tokens"),
+        (["gpt2", "a.png", "--max-new-tokens", "99"], 2, "context=24"),
+    ],
+)
+def test_mistakes_are_one_line(run, words, code, reason):
+    got, out, said = run(*words)
+    assert (got, out) == (code, "") and reason in said.splitlines()[-1]
+
+
+def test_a_model_of_images_refuses_texts(home, monkeypatch, capsys):
+    monkeypatch.setattr(start, "prepare_jax", lambda cache: None)
+    assert app.main(["generate", str(home / "gpt2"), "--prompt", "a"]) == 2
+    assert "`jaxgen caption` makes them of files" in capsys.readouterr().err
