@@ -42,25 +42,26 @@ PACKAGES = ("asyncio", "email", "importlib", "logging", "multiprocessing", "tkin
             "xml")  # fmt: skip
 EACH, HELD_OUT, WORDS, CONTEXT, BATCH = 150, 400, 30, 64, 32
 KINDS = ("none", "replace", "insert", "swap", "delete", "keyboard", "pieces", "mixup")
+EPSILONS = (0.05, 0.15)  # the vectors of tokens begin with a mean length of 0.16
 NEARNESS = {"replace": {"similarity": 0.4}, "insert": {"similarity": 0.4}}
 
 
 def records() -> list[tuple[str, str]]:
     """Return (text, package) of docstrings, in a fixed random order, as many of each at most."""
-    found: dict[str, list[str]] = {name: [] for name in PACKAGES}
+    docstrings: dict[str, list[str]] = {name: [] for name in PACKAGES}
     for module, parsed, _ in corpora._modules():
         name = re.split(r"[/.]", module)[0]
-        for node in ast.walk(parsed) if name in found else ():
+        for node in ast.walk(parsed) if name in docstrings else ():
             text = (
                 ast.get_docstring(node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else ""
             )
             words = re.sub(name, "", text or "", flags=re.IGNORECASE).split()[:WORDS]
-            if len(words) >= 6 and (line := " ".join(words)) not in found[name]:
-                found[name].append(line)
+            if len(words) >= 6 and (line := " ".join(words)) not in docstrings[name]:
+                docstrings[name].append(line)
     rng = np.random.default_rng(0)
     rows = [
         (texts[i], name)
-        for name, texts in found.items()
+        for name, texts in docstrings.items()
         for i in rng.permutation(len(texts))[:EACH]
     ]
     return [rows[i] for i in rng.permutation(len(rows))]
@@ -127,11 +128,10 @@ class Task:
         return LoadedModel(self.config, state.params, self.tokenizer, labels=PACKAGES)
 
     def accuracy(self, model: LoadedModel) -> float:
-        """Return the part of the held-out records that are told right."""
-        found = tasks.classify(model, [t for t, _ in self.held], batch=HELD_OUT, overflow="cut")
-        return float(
-            np.mean([row[0][0] == label for row, (_, label) in zip(found, self.held, strict=True)])
-        )
+        """Return the part of the held-out records that are classified right."""
+        ranked = tasks.classify(model, [t for t, _ in self.held], batch=HELD_OUT, overflow="cut")
+        rows = zip(ranked, self.held, strict=True)
+        return float(np.mean([row[0][0] == label for row, (_, label) in rows]))
 
 
 def augment(task: Task, steps: int = 150, seeds: int = 5) -> None:
@@ -143,23 +143,23 @@ def augment(task: Task, steps: int = 150, seeds: int = 5) -> None:
             change = None if kind in ("none", "mixup") else AugmentSettings(
                 kind=kind, **NEARNESS.get(kind, {}))  # fmt: skip
             name, loss = ("mixup", mixed) if kind == "mixup" else ("clean", jaxgen.causal_loss)
-            found = [
+            accuracies = [
                 task.accuracy(task.train(labels, seed, steps, change, name, loss))
                 for seed in range(seeds)
             ]
-            plain = plain or found
-            gains = 100 * (np.array(found) - np.array(plain))
-            told = bootstrap.mean(gains, seed=0)
-            gain = f"{told.value:+.1f} [{told.low:+.1f}, {told.high:+.1f}] points"
-            accuracy = f"accuracy {100 * np.mean(found):.1f} %"
+            plain = plain or accuracies
+            gains = 100 * (np.array(accuracies) - np.array(plain))
+            mean = bootstrap.mean(gains, seed=0)
+            gain = f"{mean.value:+.1f} [{mean.low:+.1f}, {mean.high:+.1f}] points"
+            accuracy = f"accuracy {100 * np.mean(accuracies):.1f} %"
             print(f"{labels} labels, {kind}: {accuracy}, gain {gain}", flush=True)
 
 
 def against(task: Task, steps: int = 200, seeds: int = 3) -> None:
-    """Print accuracy and success of the attack, trained clean and with PGD."""
+    """Print accuracy, and that and the success of the attack, trained clean and with PGD."""
     some = task.held[:200]
     texts = [text for text, _ in some]
-    near, kept = neighbours_of([t for t, _ in task.pool]), frozenset(frequent(texts, 50))
+    near, common = neighbours_of([t for t, _ in task.pool]), frozenset(frequent(texts, 50))
     labels = [PACKAGES.index(label) for _, label in some]
     for seed in range(seeds):
         for name, loss in (
@@ -172,12 +172,11 @@ def against(task: Task, steps: int = 200, seeds: int = 3) -> None:
                         AdversarialSettings(kind="pgd", epsilon=epsilon, weight=0.7),
                     ),
                 )
-                for epsilon in (0.5, 1.5)
+                for epsilon in EPSILONS
             ),
         ):
             model = task.train(800, seed, steps, None, name, loss)
-            found = attack(model, texts, labels, near, AttackSettings(keep=kept))
-            figures = summary(found, 1.0)
+            figures = summary(attack(model, texts, labels, near, AttackSettings(keep=common)), 1.0)
             print(f"seed {seed}, {name}: accuracy {100 * task.accuracy(model):.1f} %, success "
                   f"{100 * figures['success_rate']:.1f} %", flush=True)  # fmt: skip
 
@@ -186,15 +185,15 @@ def rate(task: Task) -> None:
     """Print the queries a second of each method, once compiled."""
     texts = [text for text, _ in task.held[:100]]
     labels = [PACKAGES.index(label) for _, label in task.held[:100]]
-    near, kept = neighbours_of([t for t, _ in task.pool]), frozenset(frequent(texts, 50))
+    near, common = neighbours_of([t for t, _ in task.pool]), frozenset(frequent(texts, 50))
     model = task.train(800, 0, 150, None, "clean", jaxgen.causal_loss)
     for method in ("greedy", "beam", "hotflip"):
-        settings = AttackSettings(method=method, keep=kept)
+        settings = AttackSettings(method=method, keep=common)
         attack(model, texts[:8], labels[:8], near, settings)
         attack(model, texts, labels, near, settings)
         begun = time.perf_counter()
-        found = attack(model, texts, labels, near, settings)
-        figures = summary(found, time.perf_counter() - begun)
+        results = attack(model, texts, labels, near, settings)
+        figures = summary(results, time.perf_counter() - begun)
         print(json.dumps({"method": method, **figures}), flush=True)
 
 

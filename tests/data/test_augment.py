@@ -85,8 +85,8 @@ def test_counterparts_are_exchanged_both_ways_with_their_capitals(pairs, tmp_pat
 def test_variants_are_those_of_the_text(tmp_path):
     file = tmp_path / "variants.jsonl"
     file.write_text('{"text": "one", "variants": ["two", "three"]}\n')
-    found = {changed("variants", "one", seed, file=file) for seed in range(20)}
-    assert found == {"two", "three"} and changed("variants", "four", file=file) == "four"
+    drawn = {changed("variants", "one", seed, file=file) for seed in range(20)}
+    assert drawn == {"two", "three"} and changed("variants", "four", file=file) == "four"
     file.write_text('{"text": "one"}\n')
     with pytest.raises(ConfigError, match=r"variants.jsonl:1 is no .*'variants'"):
         changed("variants", "one", file=file)
@@ -116,7 +116,7 @@ def texts_of(tokenizer, batch):
     return [tokenizer.decode([i for i in row if i > 3]) for row in batch["tokens"].tolist()]
 
 
-def made(shard, *settings, seed=0, **more):
+def batches_of(shard, *settings, seed=0, **more):
     tokenizer, rows = shard
     objective = Augmented(settings, tokenizer)
     return data.batches(rows, context=96, batch=6, seed=seed, objective=objective, **more)
@@ -130,18 +130,18 @@ CHANGES = [
 
 
 def test_a_batch_is_the_same_after_a_restart_whoever_makes_it(shard):
-    whole = made(shard, *CHANGES)
+    whole = batches_of(shard, *CHANGES)
     batches = [next(whole) for _ in range(14)]  # more than two epochs
     whole.close()
-    again = made(shard, *CHANGES)
+    again = batches_of(shard, *CHANGES)
     again.restore({**whole.state(), "step": 9})
-    halves = [made(shard, *CHANGES, start=9, process=(n, 2)) for n in range(2)]
+    halves = [batches_of(shard, *CHANGES, start=9, process=(n, 2)) for n in range(2)]
     for step in range(9, 14):
         one, parts = next(again), [next(half) for half in halves]
         for name, array in batches[step].items():
             np.testing.assert_array_equal(array, one[name])
             np.testing.assert_array_equal(array, np.concatenate([part[name] for part in parts]))
-    other = made(shard, *CHANGES[:2])
+    other = batches_of(shard, *CHANGES[:2])
     with pytest.raises(DataError, match="objective='classes, augmented"):
         other.restore(whole.state())
     for one in (again, other, *halves):
@@ -151,11 +151,11 @@ def test_a_batch_is_the_same_after_a_restart_whoever_makes_it(shard):
 def test_texts_change_with_the_epoch_and_keep_their_labels(shard):
     tokenizer, rows = shard
     objective = Augmented((AugmentSettings(kind="swap"),), tokenizer)
-    made = objective(rows, context=96, seed=0, ordered=False)
+    reader = objective(rows, context=96, seed=0, ordered=False)
     plain = objective(rows, context=96, seed=0, ordered=True)
-    numbers, keys = np.arange(made.count), np.zeros(made.count, np.uint64)
-    epochs = [made.batch(numbers, np.full(made.count, e), keys) for e in range(2)]
-    as_it_was = plain.batch(numbers, np.full(made.count, -1), keys)
+    numbers, keys = np.arange(reader.count), np.zeros(reader.count, np.uint64)
+    epochs = [reader.batch(numbers, np.full(reader.count, e), keys) for e in range(2)]
+    as_it_was = plain.batch(numbers, np.full(reader.count, -1), keys)
     assert texts_of(tokenizer, as_it_was) == TEXTS
     first, second = (texts_of(tokenizer, batch) for batch in epochs)
     for text, one, other, batch in zip(TEXTS, first, second, range(len(TEXTS)), strict=True):
@@ -170,7 +170,7 @@ def test_texts_change_with_the_epoch_and_keep_their_labels(shard):
     other = Augmented((AugmentSettings(kind="swap"),), tokenizer)(
         rows, context=96, seed=1, ordered=False
     )
-    batch = other.batch(numbers, np.zeros(made.count, np.int64), keys)
+    batch = other.batch(numbers, np.zeros(reader.count, np.int64), keys)
     assert first != texts_of(tokenizer, batch)  # another seed
     assert len({a == b for a, b in zip(TEXTS, first, strict=True)}) == 2  # each record by itself
 
@@ -179,9 +179,9 @@ def test_a_text_that_grows_is_cut_and_one_that_shrinks_is_padded(shard):
     tokenizer, rows = shard
     for kind, rate in (("pieces", 1.0), ("delete", 0.9)):
         objective = Augmented((AugmentSettings(kind=kind, rate=rate, chance=1.0),), tokenizer)
-        made = objective(rows, context=24, seed=0, ordered=False)
-        numbers = np.array([made.count - 1, -1, 0])
-        batch = made.batch(numbers, np.zeros(3, np.int64), np.zeros(3, np.uint64))
+        reader = objective(rows, context=24, seed=0, ordered=False)
+        numbers = np.array([reader.count - 1, -1, 0])
+        batch = reader.batch(numbers, np.zeros(3, np.int64), np.zeros(3, np.uint64))
         assert batch["tokens"].shape == (3, 24) and not batch["segments"][1].any()
         assert batch["segments"].sum(1).tolist()[0] == (
             24 if kind == "pieces" else 24 - (batch["segments"][0] == 0).sum()
@@ -191,12 +191,14 @@ def test_a_text_that_grows_is_cut_and_one_that_shrinks_is_padded(shard):
 
 def test_balanced_classes_have_as_many_rows_and_every_text_has_its_turn(shard):
     tokenizer, rows = shard
-    made = Augmented((AugmentSettings(kind="balance"),), tokenizer)(
+    reader = Augmented((AugmentSettings(kind="balance"),), tokenizer)(
         rows, context=96, seed=3, ordered=False
     )
-    numbers, seen = np.arange(made.count), []
+    numbers, seen = np.arange(reader.count), []
     for epoch in range(2):
-        batch = made.batch(numbers, np.full(made.count, epoch), np.zeros(made.count, np.uint64))
+        batch = reader.batch(
+            numbers, np.full(reader.count, epoch), np.zeros(reader.count, np.uint64)
+        )
         assert np.bincount(batch["targets"][:, 0]).tolist() == [36, 36]
         seen += zip(texts_of(tokenizer, batch), batch["targets"][:, 0].tolist(), strict=True)
     names = ("even", "odd")
@@ -224,7 +226,7 @@ def test_mixed_texts_are_the_mean_of_their_vectors_and_classes():
     params, key = jaxgen.init(CONFIG, jax.random.key(0)), jax.random.key(1)
     tokens_, marks = jax.random.randint(key, (2, 6), 4, 32), jnp.array([[1] * 6, [1] * 4 + [0] * 2])
     batch = {"tokens": tokens_, "segments": marks, "targets": jnp.array([[0], [2]])}
-    found = jax.jit(lambda p: mixup_loss(p, CONFIG, batch, key, alpha=0.5))(params)
+    mixup = jax.jit(lambda p: mixup_loss(p, CONFIG, batch, key, alpha=0.5))(params)
     drawn = jax.random.beta(jax.random.fold_in(key, 1), 0.5, 0.5, (2, 1))
     share, off = jnp.maximum(drawn, 1 - drawn)[..., None], CONFIG.replace(dropout=0.0)
     vectors = params["embed"]["tokens"][tokens_] * marks[..., None]
@@ -236,7 +238,7 @@ def test_mixed_texts_are_the_mean_of_their_vectors_and_classes():
     logp = jax.nn.log_softmax(logits)
     own, other = -logp[jnp.arange(2), jnp.array([0, 2])], -logp[jnp.arange(2), jnp.array([2, 0])]
     wanted = share[:, 0, 0] * own + (1 - share[:, 0, 0]) * other
-    np.testing.assert_allclose(found.nll, wanted, rtol=1e-5)
+    np.testing.assert_allclose(mixup.nll, wanted, rtol=1e-5)
     one = {name: x[:1] for name, x in batch.items()}  # mixed with itself
     alone = jax.jit(lambda p: mixup_loss(p, CONFIG, one, key, alpha=0.5))(params)
     clean = jax.jit(lambda p: jaxgen.causal_loss(p, CONFIG, one))(params)
@@ -246,10 +248,10 @@ def test_mixed_texts_are_the_mean_of_their_vectors_and_classes():
 def test_every_setting_does_something(shard, pairs, tmp_path):
     def batch(**given):
         own = AugmentSettings(**{"kind": "replace", "similarity": -1.0} | given)
-        stream = made(shard, own)
-        found = next(stream)["tokens"]
+        stream = batches_of(shard, own)
+        ids = next(stream)["tokens"]
         stream.close()
-        return found
+        return ids
 
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("red 1 0\nblue 1 0.1\nboat 0 1\ncar 0.1 1\n")

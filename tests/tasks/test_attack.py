@@ -46,7 +46,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def told(model):
+def labels(model):
     """The class that the model tells of each text: the label, but for the last text."""
     best = [LABELS.index(row[0][0]) for row in tasks.classify(model, TEXTS, batch=16)]
     return [*best[:-1], 1 - best[-1]]
@@ -57,12 +57,12 @@ def settings(**more):
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "hotflip"])
-def test_an_attack_keeps_to_its_limits_and_tells_the_truth(model, told, method):
+def test_an_attack_keeps_to_its_limits_and_tells_the_truth(model, labels, method):
     keep = frozenset({"river", "ada"})
-    found = attack(model, TEXTS, told, NEAR, settings(method=method, keep=keep))
-    again = tasks.classify(model, [one.other for one in found], batch=16)
-    assert any(one.success for one in found)
-    for one, text, label, classes in zip(found, TEXTS, told, again, strict=True):
+    results = attack(model, TEXTS, labels, NEAR, settings(method=method, keep=keep))
+    again = tasks.classify(model, [one.other for one in results], batch=16)
+    assert any(one.success for one in results)
+    for one, text, label, classes in zip(results, TEXTS, labels, again, strict=True):
         assert (one.text, one.label, LABELS[one.after]) == (text, label, classes[0][0])
         np.testing.assert_allclose(one.chance, dict(classes)[LABELS[label]], rtol=1e-4)
         old, new = split(text), split(one.other)
@@ -74,15 +74,15 @@ def test_an_attack_keeps_to_its_limits_and_tells_the_truth(model, told, method):
         for _, a, b in swaps:
             assert a.lower() not in keep and a[0].isupper() == b[0].isupper()
             assert b.lower() in {word for word, _ in NEAR.near(a, 6)}
-    assert not found[-1].attacked and found[-1].other == TEXTS[-1] and found[-1].queries == 0
-    figures = summary(found, 2.0)
+    assert not results[-1].attacked and results[-1].other == TEXTS[-1] and results[-1].queries == 0
+    figures = summary(results, 2.0)
     assert figures["accuracy"] == 23 / 24 and figures["success_rate"] > figures["edits"] > 0
-    queries = sum(one.queries for one in found)
+    queries = sum(one.queries for one in results)
     np.testing.assert_allclose(figures["queries_per_second"], (queries + 24) / 2)
 
 
-def test_one_swap_is_the_best_of_the_word_that_the_label_needs_most(model, told):
-    for one in attack(model, TEXTS[:3], told[:3], NEAR, settings(edits=0.01)):
+def test_one_swap_is_the_best_of_the_word_that_the_label_needs_most(model, labels):
+    for one in attack(model, TEXTS[:3], labels[:3], NEAR, settings(edits=0.01)):
         pieces, right = split(one.text), LABELS[one.label]
         places = range(1, len(pieces), 2)
 
@@ -101,17 +101,17 @@ def test_one_swap_is_the_best_of_the_word_that_the_label_needs_most(model, told)
         assert len(one.swaps) == (best < whole)
 
 
-def test_a_beam_of_one_is_greedy_and_a_wider_one_asks_more(model, told):
+def test_a_beam_of_one_is_greedy_and_a_wider_one_asks_more(model, labels):
     greedy, one, wide = (
-        attack(model, TEXTS, told, NEAR, settings(**how))
+        attack(model, TEXTS, labels, NEAR, settings(**how))
         for how in ({}, {"method": "beam", "beam": 1}, {"method": "beam", "beam": 3})
     )
     assert greedy == one
     assert sum(x.success for x in wide) >= sum(x.success for x in greedy)
 
 
-def test_every_limit_changes_the_attack(model, told):
-    plain = attack(model, TEXTS, told, NEAR, settings())
+def test_every_limit_changes_the_attack(model, labels):
+    plain = attack(model, TEXTS, labels, NEAR, settings())
     changes = {
         "method": "hotflip",
         "candidates": 2,
@@ -120,7 +120,7 @@ def test_every_limit_changes_the_attack(model, told):
         "keep": frozenset({"the", "by", "and", "red", "green", "boat", "car"}),
     }
     for name, value in changes.items():
-        assert attack(model, TEXTS, told, NEAR, settings(**{name: value})) != plain, name
+        assert attack(model, TEXTS, labels, NEAR, settings(**{name: value})) != plain, name
     assert {f.name for f in fields(AttackSettings)} == {*changes, "beam", "batch"}
 
 
@@ -135,12 +135,14 @@ def test_models_that_cannot_be_attacked_are_refused(model):
         AttackSettings(edits=0)
 
 
-def test_the_verb_shows_texts_side_by_side_and_as_json(model, told, tmp_path, capsys, monkeypatch):
+def test_the_verb_shows_texts_side_by_side_and_as_json(
+    model, labels, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(start, "prepare_jax", lambda *args: None)
     monkeypatch.setattr("jaxgen.text.loaded_model.open_model", lambda *args, **more: model)
     monkeypatch.setattr("jaxgen.cli.paths.adapted", lambda *args: (tmp_path, None, ()))
     file = tmp_path / "test.jsonl"
-    rows = [{"text": t, "label": LABELS[n]} for t, n in zip(TEXTS, told, strict=True)]
+    rows = [{"text": t, "label": LABELS[n]} for t, n in zip(TEXTS, labels, strict=True)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["attack", "runs/x", "--data", str(file), "--similarity", "-1", "--edits", "0.4"]
     for columns in ("80", "40"):
