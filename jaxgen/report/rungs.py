@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +18,7 @@ import numpy as np
 
 from jaxgen.compress import layerwise
 from jaxgen.config import ModelConfig
+from jaxgen.data.parallel import watch_parent
 from jaxgen.data.shard import ShardWriter, TokenShard, open_shard
 from jaxgen.errors import ConfigError
 from jaxgen.measure import bootstrap
@@ -80,7 +82,8 @@ def measure_folder(
         copied from a training text: there is none at hand.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as process:
+    ends_with_us: Any = {"initializer": watch_parent, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(1, mp_context=context, **ends_with_us) as process:
         return process.submit(_measure, folder, step, shard, new_tokens, judge).result()
 
 
