@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import sys
 from dataclasses import replace
@@ -234,11 +233,6 @@ def test_files_are_judged_by_the_vectors_of_a_model(home):
     for name in ("similarity", "MAUVE"):
         assert figures["b.txt"][name]["value"] == pytest.approx(1, abs=1e-5)
     assert figures["a.txt"]["similarity"]["value"] < 0.999
-
-
-def test_one_worker_makes_the_fixtures_of_a_group(request):
-    workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
-    assert workers == "1" or request.node.nodeid.endswith("@report")
 
 
 @pytest.mark.parametrize(
