@@ -37,9 +37,8 @@ from jaxgen.config_groups import (
     in_groups,
 )
 from jaxgen.config_groups import RopeScaling as RopeScaling
-from jaxgen.config_parts import BIASES as BIASES
-from jaxgen.config_parts import Activation as Activation
 from jaxgen.config_parts import (
+    BIASES,
     Biases,
     Disentangled,
     Embed,

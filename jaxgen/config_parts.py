@@ -254,6 +254,11 @@ class Stem:
                 raise ConfigError(f"stem.{name}={value} has no effect: stem.kind={self.kind}")
 
     @property
+    def verb(self) -> str:
+        """The command that makes of files what it reads."""
+        return {"log_mel": "jaxgen transcribe", "patches": "jaxgen caption"}[self.kind]
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of what is read: frames and bins, or rows, columns and colours."""
         frames = (2 * self.size,) if self.kind == "log_mel" else (self.size, self.size)

@@ -185,7 +185,7 @@ def _check_media(config, tokens: Any, inputs_embeds: Any, media: Any, segments: 
     if media is None or tokens is not None or inputs_embeds is not None:
         raise ConfigError(
             f"stem.kind={stem.kind}: the encoder reads no tokens; give media= of the shape "
-            f"{['B', *stem.shape]} alone (`jaxgen transcribe` makes it of sound)"
+            f"{['B', *stem.shape]} alone (`{stem.verb}` makes it of files)"
         )
     if tuple(media.shape[1:]) != stem.shape:
         raise ConfigError(

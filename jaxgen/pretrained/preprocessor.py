@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jaxgen import files
 from jaxgen.config_parts import Stem
-from jaxgen.data.media.images import RESAMPLE, Pixels
+from jaxgen.data.media.images import Pixels, Resample
 from jaxgen.data.media.log_mel import LogMel
 from jaxgen.errors import CheckpointError, ConfigError, nearest
 
@@ -23,17 +23,29 @@ FREE = frozenset(
     "mel_filters n_samples nb_max_frames processor_class return_attention_mask".split()
 )
 HALVES = (0.5, 0.5, 0.5)
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# Of each kind of image processor the size, resample, crop_size, image_mean and image_std that a
-# file may leave out; "FeatureExtractor" or "ImageProcessor" stands behind its name.
-OF_CLASS: dict[str, tuple[Any, ...]] = {
-    "ViT": ((224, 224), 2, None, HALVES, HALVES),
-    "DeiT": ((256, 256), 3, (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "CLIP": (224, 3, (224, 224), MEAN, STD),
+# What the image processors whose order of steps is ours take for what a file leaves out; of their
+# names, "ImageProcessor" or "FeatureExtractor" stands behind these.
+STEPS = {
+    "do_resize": ("size",),
+    "do_center_crop": ("crop_size",),
+    "do_rescale": ("rescale_factor",),
+    "do_normalize": ("image_mean", "image_std"),
 }
-STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-PIXELS = ("size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std", *STEPS)
-NAMES = ("image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb")
+SHARED: dict[str, Any] = {**dict.fromkeys(STEPS, True), "resample": 3, "rescale_factor": 1 / 255}
+SHARED |= {"crop_size": {"height": 224, "width": 224}}
+IMAGES: dict[str, dict[str, Any]] = {
+    "ViT": SHARED
+    | {"do_center_crop": False, "size": {"height": 224, "width": 224}, "resample": 2}
+    | {"image_mean": HALVES, "image_std": HALVES},
+    "DeiT": SHARED
+    | {"size": {"height": 256, "width": 256}}
+    | {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)},
+    "CLIP": SHARED
+    | {"size": {"shortest_edge": 224}, "image_mean": (0.48145466, 0.4578275, 0.40821073)}
+    | {"image_std": (0.26862954, 0.26130258, 0.27577711)},
+}
+NAMES = ("image_processor_type", "feature_extractor_type")
+CONVERT = "do_convert_rgb"  # which is done anyway: a model of three colours reads no other
 
 
 def read_log_mel(folder: Path | None, stem: Stem) -> LogMel:
@@ -41,10 +53,7 @@ def read_log_mel(folder: Path | None, stem: Stem) -> LogMel:
 
     Without the file it is Whisper's, of as many bins and frames as the stem reads.
     """
-    path = None if folder is None else folder / PREPROCESSOR
-    about = (
-        {} if path is None or not path.exists() else files.read_json(path, "settings", MAX_BYTES)
-    )
+    path, about = _about(folder)
     for key, value in about.items():
         if key not in (*SOUND, *ONLY, *FREE):
             raise CheckpointError(
@@ -73,31 +82,31 @@ def read_pixels(folder: Path | None, stem: Stem) -> Pixels:
 
     Without the file it is ViT's, of the size that the stem reads.
     """
-    path = None if folder is None else folder / PREPROCESSOR
-    there = path is not None and path.exists()
-    about = files.read_json(path, "settings", MAX_BYTES) if path and there else settings_of(stem)
-    for key in about.keys() - {*PIXELS, *NAMES}:
-        if about[key] not in (None, False):
+    path, about = _about(folder)
+    about = {k: v for k, v in (about or settings_of(stem)).items() if v is not None}
+    name = next((str(about.pop(key)) for key in NAMES if key in about), "ViTImageProcessor")
+    kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name)
+    if kind not in IMAGES:
+        raise CheckpointError(f"{path}: {name} is not known here; known are {', '.join(IMAGES)}")
+    for key, value in about.items():
+        if key not in (*IMAGES[kind], *FREE, CONVERT) and value is not False:
             raise CheckpointError(
-                f"{path}: {key}={about[key]!r:.40} is not known here{nearest(key, PIXELS)}; remove "
-                f"it if it has no effect"
+                f"{path}: {key}={value!r:.40} is not known here{nearest(key, IMAGES[kind])}; "
+                f"remove it if it has no effect"
             )
-    name = about.get("image_processor_type") or about.get("feature_extractor_type") or "ViT"
-    kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(name))
-    if kind not in OF_CLASS:
-        raise CheckpointError(f"{path}: {name} is not known here; known are {', '.join(OF_CLASS)}")
-    size, resample, crop, mean, std = OF_CLASS[kind]
-    cut = about.get("do_center_crop", crop is not None)
-    own = {
-        "size": _size(about.get("size", size), kind) if about.get("do_resize", True) else None,
-        "resample": _resample(about.get("resample", resample)),
-        "crop": _size(about.get("crop_size", crop), "ViT") if cut else None,
-        "rescale": about.get("rescale_factor", 1 / 255) if about.get("do_rescale", True) else None,
-    }
-    if about.get("do_normalize", True):
-        own |= {"mean": about.get("image_mean", mean), "std": about.get("image_std", std)}
-        own |= {name: _colours(f"image_{name}", own[name]) for name in ("mean", "std")}
-    front = Pixels(**own)
+        if key in (*STEPS, CONVERT) and type(value) is not bool:
+            raise CheckpointError(f"{path}: {key}={value!r:.40} is neither true nor false")
+    full = IMAGES[kind] | about
+    off = {field for step, fields in STEPS.items() if not full[step] for field in fields}
+    fields: dict[str, Any] = {key: full[key] for key in IMAGES[kind] if key not in STEPS}
+    try:
+        fields["size"] = _size("size", full["size"], square=kind != "CLIP")
+        fields["crop_size"] = _size("crop_size", full["crop_size"], square=True)
+        fields["resample"] = _name_of(full["resample"])
+        fields |= dict.fromkeys(off)
+        front = Pixels(**fields)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     if stem.channels != 3 or front.shape != (stem.size, stem.size):
         raise CheckpointError(
             f"{path or 'the front end'}: images of {front.shape or 'any size'}, 3 colours, but the "
@@ -106,31 +115,33 @@ def read_pixels(folder: Path | None, stem: Stem) -> Pixels:
     return front
 
 
-def _size(given: Any, kind: str) -> Any:
-    """Return (height, width), or the shortest side, which a number alone is for CLIP."""
-    if isinstance(given, dict):
-        given = given.get("shortest_edge") or (given.get("height"), given.get("width"))
-        kind = "CLIP"
-    if isinstance(given, int) and kind != "CLIP":
-        given = (given, given)
-    values = given if isinstance(given, tuple | list) else (given,)
-    if len(values) > 2 or not all(type(value) is int and value > 0 for value in values):
-        raise CheckpointError(f"size={given!r:.40} is no size of an image")
-    return given if isinstance(given, int) else tuple(values)
+def _about(folder: Path | None) -> tuple[Path | None, dict[str, Any]]:
+    """Return the file of a folder's settings and what it says, nothing if there is none."""
+    path = None if folder is None else folder / PREPROCESSOR
+    if path is None or not path.exists():
+        return path, {}
+    return path, files.read_json(path, "settings", MAX_BYTES)
 
 
-def _colours(key: str, given: Any) -> tuple[float, ...]:
-    numbers = given if isinstance(given, list | tuple) else ()
-    if len(numbers) != 3 or not all(type(x) in (int, float) for x in numbers):
-        raise CheckpointError(f"{key}={given!r:.40} is no number for each of 3 colours")
-    return tuple(map(float, numbers))
+def _size(key: str, given: Any, *, square: bool) -> Any:
+    """Return (height, width), or the shortest side; square: what a number alone stands for."""
+    if isinstance(given, dict) and given.keys() == {"height", "width"}:
+        return given["height"], given["width"]
+    if isinstance(given, dict) and given.keys() == {"shortest_edge"}:
+        return given["shortest_edge"]
+    if type(given) is not int:
+        raise ConfigError(
+            f"{key}={given!r:.60} is not known here; known are height with width, shortest_edge, "
+            f"and a number"
+        )
+    return (given, given) if square else given
 
 
-def _resample(given: Any) -> str:
-    names = {number: name for name, number in RESAMPLE.items()}
-    if type(given) is not int or given not in names:
-        raise CheckpointError(f"resample={given!r:.40} is none of Pillow's {[*names]}")
-    return names[given]
+def _name_of(resample: Any) -> str:
+    names = get_args(Resample)
+    if type(resample) is not int or not 0 <= resample < len(names):
+        raise ConfigError(f"resample={resample!r:.40} is none of 0 to {len(names) - 1}, Pillow's")
+    return names[resample]
 
 
 def settings_of(stem: Stem) -> dict[str, Any]:

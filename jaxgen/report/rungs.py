@@ -82,8 +82,10 @@ def measure_folder(
         copied from a training text: there is none at hand.
     """
     context = multiprocessing.get_context("spawn")
-    ends_with_us: Any = {"initializer": watch_parent, "initargs": (os.getpid(),)}
-    with ProcessPoolExecutor(1, mp_context=context, **ends_with_us) as process:
+    # However this process ends, that one does too.
+    with ProcessPoolExecutor(
+        1, mp_context=context, initializer=watch_parent, initargs=(os.getpid(),)
+    ) as process:
         return process.submit(_measure, folder, step, shard, new_tokens, judge).result()
 
 

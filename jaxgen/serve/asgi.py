@@ -106,11 +106,10 @@ def _name(model: Any) -> str:
 def _check_reads_text(name: str, session: Session) -> None:
     stem = session.config.stem
     if stem is not None:
-        what, instead = {
-            "log_mel": ("sound", "use `jaxgen transcribe`"),
-            "patches": ("images", "use `jaxgen caption`"),
-        }[stem.kind]
-        raise ConfigError(f"the model {name} reads {what}, and requests bring text; {instead}")
+        what = {"log_mel": "sound", "patches": "images"}[stem.kind]
+        raise ConfigError(
+            f"the model {name} reads {what}, and requests bring text; use `{stem.verb}`"
+        )
 
 
 def _engines(models: Mapping[str, Any], context: int | None = None, **how: Any) -> dict[str, Any]:

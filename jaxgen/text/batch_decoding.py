@@ -355,11 +355,10 @@ def _add_scores(
     texts = [[*begin, *one.tokens] for begin, (_, one) in zip(begins, completions, strict=True)]
     size = batch_size(len(completions))
     tokens, _ = pad([*texts, *texts[:1] * (size - len(completions))])
-    source, segments = None, None
-    if group.rows.source is not None:
-        which = [row for row, _ in completions] + [completions[0][0]] * (size - len(completions))
-        source, real = group.rows.source[which], group.rows.segments
-        segments = None if real is None else real[which]
+    which = [row for row, _ in completions] + [completions[0][0]] * (size - len(completions))
+    source, segments = (
+        None if rows is None else rows[which] for rows in (group.rows.source, group.rows.segments)
+    )
     tokens = tokens[:, : max(group.model.config.longest, max(map(len, texts)))]
     params, config, kind, _ = group.parts
     scores = programs.score_tokens(params, config, kind, tokens, source, segments, top=top)

@@ -76,13 +76,12 @@ def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
         rows = rows._replace(prefix=np.asarray(prefix, np.int32))
     if model.config.topology == "encoder_decoder":
         begin = np.full((size, 1), model.start, np.int32)
+        images = [one.media for one in filled if one.media is not None]
+        source, segments = tokens, segments_of(tokens, widths)
+        if images:
+            source, segments = np.stack(images), None
         ones = np.ones(size, np.int32)
-        rows = rows._replace(
-            prompt=begin, widths=ones, source=tokens, segments=segments_of(tokens, widths)
-        )
-        if model.config.stem is not None:
-            images = [one.media for one in filled if one.media is not None]
-            rows = rows._replace(source=np.stack(images), segments=None)
+        rows = rows._replace(prompt=begin, widths=ones, source=source, segments=segments)
     if (steered := requests[0].settings.steered) is not None:
         other, other_widths = pad([list(one.other) or [0] for one in filled])
         scale = np.asarray([getattr(one.settings, steered) for one in filled], np.float32)

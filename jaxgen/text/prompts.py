@@ -18,18 +18,17 @@ from jaxgen.tokens.protocol import check_ids
 
 DEFAULT_LENGTH = 128  # new tokens after a prompt, if the context has room for them
 
-# What a prompt without tokens has nothing for.
+Text = str | Sequence[int] | np.ndarray  # [Y, X, colours] is an image, where a model reads them
+# Settings of what an encoder reads as tokens.
 OF_SOURCES = ("source_penalty", "no_repeat_source", "guidance", "debias", "negative_prompt")
-
-Text = str | Sequence[int] | np.ndarray  # an array of three axes is an image, for models of them
 
 
 class Prompt(NamedTuple):
     """A prompt, how to go on from it, and the place of its first text among its seed's draws.
 
     text: a text, or ids, which are read as they are, or the numbers of an image that
-    `data.media.Pixels` makes. user: whose adapter and preferences hold, in a
-    session that was opened with users.
+    `data.media.Pixels` makes. user: whose adapter and preferences hold, in a session that was
+    opened with users.
     """
 
     text: Text
@@ -144,10 +143,9 @@ def _media_of(model: LoadedModel, image: Any, asked: Generation) -> np.ndarray:
     stem = model.config.stem
     assert stem is not None
     if stem.kind != "patches" or not isinstance(image, np.ndarray) or image.shape != stem.shape:
-        verbs = {"patches": "jaxgen caption", "log_mel": "jaxgen transcribe"}
         raise ConfigError(
             f"stem.kind={stem.kind}: the encoder reads no tokens, but numbers of the shape "
-            f"{list(stem.shape)}; `{verbs[stem.kind]}` makes them of files"
+            f"{list(stem.shape)}; `{stem.verb}` makes them of files"
         )
     for name in OF_SOURCES:
         if asked.gives(name):

@@ -1,6 +1,7 @@
 """`jaxgen caption`: image files in, a line of text each out; mistakes are one line."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,12 @@ from random_params import random_params
 
 import jaxgen
 from jaxgen.cli import app, start
+from jaxgen.errors import CheckpointError, DataError
 from jaxgen.pretrained.generation_config import GenerationConfig
+from jaxgen.pretrained.hub_read import read_config
+from jaxgen.text import tasks
+from jaxgen.text.loaded_model import open_model
+from jaxgen.text.request import Generation
 from jaxgen.tokens.plain import Bytes
 
 STEM = jaxgen.Stem(kind="patches", channels=3, size=8, patch=4, first="learned")
@@ -83,3 +89,34 @@ def test_a_model_of_images_refuses_texts(home, monkeypatch, capsys):
     monkeypatch.setattr(start, "prepare_jax", lambda cache: None)
     assert app.main(["generate", str(home / "gpt2"), "--prompt", "a"]) == 2
     assert "`jaxgen caption` makes them of files" in capsys.readouterr().err
+
+
+def test_an_image_s_text_is_its_own_in_any_batch_and_a_broken_file_is_told_first(home):
+    model, done = open_model(home / "gpt2"), []
+    names = [home / "a.png", home / "b.png"]
+    how = Generation(beams=2, top_logprobs=2)
+    both = tasks.captions(model, names, how, detail=True)
+    for name, row in zip(names, both, strict=True):
+        (alone,) = tasks.captions(model, [name], how, detail=True)
+        assert [one.tokens for one in alone] == [one.tokens for one in row]
+        for one, other in zip(alone, row, strict=True):
+            np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+    drawn = tasks.caption(model, [names[0]] * 2, Generation(temperature=1.0))
+    assert drawn == tasks.caption(model, [names[0]] * 2, Generation(temperature=1.0), batch=1)
+    assert drawn[0] != drawn[1]
+    with pytest.raises(DataError, match="holds no whole image"):
+        broken = [*names, home / "half.png"]
+        tasks.captions(model, broken, batch=1, progress=lambda *now: done.append(now))
+    assert not done
+    longer = replace(model, generation_config=GenerationConfig(eos_token_id=(258,)))
+    assert len(tasks.captions(longer, names[:1])[0][0].tokens) > 16
+
+
+def test_a_projection_between_towers_is_refused(home, tmp_path):
+    about = json.loads((home / "gpt2" / "config.json").read_text())
+    about["encoder"]["hidden_size"] = 16
+    for read, reason in ((None, "enc_to_dec_proj"), (8, "cross_attention_hidden_size=8 but")):
+        about["decoder"]["cross_attention_hidden_size"] = read
+        (tmp_path / "config.json").write_text(json.dumps(about))
+        with pytest.raises(CheckpointError, match=reason):
+            read_config(tmp_path)

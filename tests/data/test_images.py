@@ -40,13 +40,13 @@ def test_colours_are_read_upright_in_any_mode(tmp_path, png):
     cases = {
         "grey.png": (Image.fromarray(grey), np.repeat(grey[..., None], 3, -1)),
         "palette.png": (Image.fromarray(RAMP).quantize(256), RAMP),
-        "deep.png": (
-            Image.fromarray(grey.astype(np.uint16) * 257), np.repeat(grey[..., None], 3, -1)
-        ),
     }  # fmt: skip
     for name, (image, wanted) in cases.items():
         image.save(tmp_path / name)
         np.testing.assert_allclose(read_image(tmp_path / name), wanted, atol=1)
+    deep = Image.fromarray((254 - grey).astype(np.uint16) * 257 + 200)
+    deep.save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.png")[..., 1], 254 - grey)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(RAMP).save(tmp_path / "lying.png", exif=exif)
@@ -66,7 +66,10 @@ def test_colours_are_read_upright_in_any_mode(tmp_path, png):
         (lambda raw: raw[:-30], "holds no whole image"),
         (lambda raw: b"", "holds no whole image"),
         (lambda raw: b"just words\n" * 9, "holds no whole image .cannot identify image file it"),
-        (lambda raw: huge(), "100000 x 100000 pixels, more than the 134,217,728 that are read"),
+        (
+            lambda raw: huge(),
+            "10000000000 pixels. exceeds limit of 178956970 pixels; make it smaller",
+        ),
     ],
 )
 def test_what_holds_no_image_is_one_line(png, content, reason):
@@ -77,15 +80,20 @@ def test_what_holds_no_image_is_one_line(png, content, reason):
     Image.fromarray(RAMP[..., 0].astype(np.float32)).save(png.with_suffix(".tiff"))
     with pytest.raises(DataError, match="are floats"):
         read_image(png.with_suffix(".tiff"))
+    Image.fromarray(RAMP[..., 0].astype(np.int32) * 70_000).save(png.with_suffix(".tiff"))
+    with pytest.raises(DataError, match="have 32 bits"):
+        read_image(png.with_suffix(".tiff"))
     with pytest.raises(ConfigError, match="is no file"):
         read_image(png.parent)
 
 
 def test_an_image_is_resized_cut_and_normalised():
-    whole = Pixels(rescale=None)(RAMP)
+    whole = Pixels(rescale_factor=None)(RAMP)
     np.testing.assert_array_equal(whole, RAMP.astype(np.float32))
-    np.testing.assert_array_equal(Pixels(rescale=None, crop=(2, 2))(RAMP), whole[1:3, 1:3])
-    wide = Pixels(rescale=None, crop=(4, 6))(RAMP)
+    for size, there in ((2, slice(1, 3)), (3, slice(0, 3))):
+        middle = Pixels(rescale_factor=None, crop_size=(size, size))(RAMP)
+        np.testing.assert_array_equal(middle, whole[there, there])
+    wide = Pixels(rescale_factor=None, crop_size=(4, 6))(RAMP)
     assert not wide[:, [0, 5]].any() and (wide[:, 1:5] == whole).all()
     assert Pixels(size=2)(np.zeros((4, 9, 3), np.uint8)).shape == (2, 4, 3)
     assert Pixels(size=2)(np.zeros((9, 4, 3), np.uint8)).shape == (4, 2, 3)
@@ -98,25 +106,50 @@ def test_an_image_is_resized_cut_and_normalised():
     ("said", "reason"),
     [
         ({"do_pad": True}, "do_pad=True is not known here"),
-        ({"size": {"height": 4, "width": 0}}, "size=.* is no size of an image"),
-        ({"size": {"longest_edge": 4}}, "is no size of an image"),
-        ({"resample": 9}, "resample=9 is none of Pillow's"),
+        ({"size": {"height": 4, "width": 0}}, r"size=\(4, 0\) must be greater than 0"),
+        ({"size": {"longest_edge": 4}}, "size=.*longest_edge.* is not known here"),
+        ({"size": {"shortest_edge": 4, "longest_edge": 9}}, "longest_edge.* is not known here"),
+        ({"size": {"height": 4, "width": "4"}}, "size"),
+        ({"resample": 9}, "resample=9 is none of 0 to 5"),
+        ({"resample": "bilinear"}, "resample='bilinear' is none of 0 to 5"),
         ({"image_processor_type": "BlipImageProcessor"}, "known are ViT, DeiT, CLIP"),
         ({"size": 5}, r"images of \(5, 5\), 3 colours, but the model reads 4 x 4 of 3"),
         ({"size": {"shortest_edge": 4}}, "images of any size"),
-        ({"image_mean": [0.5, 0.5]}, "image_mean=.* is no number for each of 3 colours"),
+        ({"size": 4, "do_center_crop": True}, r"images of \(224, 224\)"),
+        ({"size": 4, "image_mean": [0.5, 0.5]}, "image_mean"),
+        ({"size": 4, "image_std": [1, 0, 1]}, "image_std=.* must be greater than 0"),
+        ({"size": 4, "rescale_factor": 0}, "rescale_factor=.* must be greater than 0"),
+        ({"size": 4, "rescale_factor": "x"}, "rescale_factor"),
+        ({"size": 4, "do_resize": "no"}, "do_resize='no' is neither true nor false"),
+        ({"size": 4, "do_convert_rgb": "x"}, "do_convert_rgb='x' is neither true nor false"),
     ],
 )
 def test_settings_that_are_not_followed_are_refused(tmp_path, said, reason):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
-    with pytest.raises(CheckpointError, match=reason):
+    with pytest.raises(CheckpointError, match=reason) as caught:
         read_pixels(tmp_path, STEM)
+    assert str(caught.value).startswith(f"{tmp_path}") and "\n" not in str(caught.value)
 
 
 def test_settings_are_those_of_the_file_or_of_their_kind(tmp_path):
     plain = read_pixels(None, STEM)
-    assert (plain.size, plain.resample, plain.mean) == ((4, 4), "bilinear", (0.5, 0.5, 0.5))
+    assert (plain.size, plain.resample, plain.image_mean) == ((4, 4), "bilinear", (0.5, 0.5, 0.5))
     about = {"feature_extractor_type": "ViTFeatureExtractor", "size": 4, "resample": 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(about | {"do_rescale": False}))
     own = read_pixels(tmp_path, STEM)
-    assert (own.size, own.resample, own.rescale) == ((4, 4), "bicubic", None)
+    assert (own.size, own.resample, own.rescale_factor) == ((4, 4), "bicubic", None)
+    about = {"image_processor_type": "CLIPImageProcessorFast", "size": 6, "crop_size": 4}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
+    own = read_pixels(tmp_path, STEM)
+    assert (own.size, own.resample, own.crop_size) == (6, "bicubic", (4, 4))
+    (tmp_path / "preprocessor_config.json").write_text('{"size": 4, "resample": null}')
+    assert read_pixels(tmp_path, STEM).resample == "bilinear"
+
+
+def test_a_front_end_takes_what_can_be():
+    with pytest.raises(ConfigError, match="give both or none"):
+        Pixels(image_mean=(0.5, 0.5, 0.5))
+    with pytest.raises(ConfigError, match=r"crop_size=.* must be greater than 0"):
+        Pixels(crop_size=(0, 4))
+    with pytest.raises(ConfigError, match="resample"):
+        Pixels(resample="cubic")

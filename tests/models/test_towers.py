@@ -372,3 +372,21 @@ MISTAKES = [
 def test_what_a_topology_has_no_use_for_is_refused(call, words):
     with pytest.raises(ConfigError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("feed", "relu"), ("biases", "no_qkv"), ("norm_at", "post"), ("norm_epsilon", 0.5)],
+)
+def test_an_encoder_may_have_a_form_of_its_own(name, value):
+    both = jaxgen.ModelConfig(
+        vocab_size=16, context=8, layers=1, d_model=8, heads=2, topology="encoder_decoder"
+    )
+    own = both.replace(towers=jaxgen.Towers(**{f"encoder_{name}": value}))
+    assert getattr(own, name) == getattr(both, name) != value == getattr(own.encoder(), name)
+    params, ids = random_params(both), np.arange(8)[None]
+    one, other = (
+        jaxgen.encode(p, c, ids).state for p, c in ((params, both), (random_params(own), own))
+    )
+    assert np.abs(one - other).max() > 1e-3
+    assert jaxgen.abstract(own)["layers"].keys() == jaxgen.abstract(both)["layers"].keys()

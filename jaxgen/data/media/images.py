@@ -6,7 +6,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -14,9 +14,9 @@ from jaxtyping import Float, UInt8
 from jaxgen import arguments
 from jaxgen.errors import ConfigError, DataError, MissingPackageError
 
-MOST_PIXELS = 1 << 27  # of an image: 400 MB of colours; a header may claim any number
-RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
-RGB = tuple[float, float, float]
+# In the order of the numbers that Pillow, and so files of settings, have for them.
+Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+Triple = tuple[float, float, float]  # of red, green and blue
 ImageLike = str | os.PathLike | np.ndarray
 
 
@@ -29,8 +29,9 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "Y X 3"]:
 
     Returns:
         Bytes [height, width, 3]. Of several images in a file the first, with a warning. Raises
-        ConfigError if there is no such file, DataError for one that holds no whole image, or one of
-        more than 134,217,728 pixels, MissingPackageError without the extra `vision`.
+        ConfigError if there is no such file, DataError for one that holds no whole image, or one
+        with more pixels than Pillow reads (179 million), MissingPackageError without the extra
+        `vision`.
 
     >>> from PIL import Image
     >>> Image.new("L", (4, 2), 255).save("white.png")
@@ -46,26 +47,15 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "Y X 3"]:
         raise MissingPackageError(
             "images are read with Pillow: pip install 'jaxgen[vision]'"
         ) from None
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is told in one line
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which changes no pixel
-            with Image.open(path) as image:
-                width, height = image.size
-                if width * height > MOST_PIXELS:
-                    raise DataError(
-                        f"{path} has {width} x {height} pixels, more than the {MOST_PIXELS:,} that "
-                        f"are read; make it smaller"
-                    )
-                count = getattr(image, "n_frames", 1)
-                pixels = _rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow has all of them
-        if isinstance(error, DataError):
-            raise
+        with Image.open(path) as image:
+            count = getattr(image, "n_frames", 1)
+            pixels = _rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: {str(error).partition(',')[0]}; make it smaller") from None
+    except Exception as error:  # of a damaged file, of which Pillow's readers know all kinds
         reason = str(error).replace(repr(str(path)), "it").replace(str(path), "it")
         raise DataError(f"{path} holds no whole image ({reason:.80})") from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
     if count > 1:
         warnings.warn(f"{path} holds {count} images; the first is read", stacklevel=2)
     return pixels
@@ -76,8 +66,10 @@ def _rgb(image: Any) -> np.ndarray:
     if image.mode == "F":
         raise ValueError("its pixels are floats, of no known range")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535) // 257
-        return np.repeat(grey[..., None], 3, axis=-1).astype(np.uint8)
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("its pixels have 32 bits, of no known range")
+        return np.repeat(grey[..., None] // 257, 3, axis=-1).astype(np.uint8)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
@@ -88,22 +80,32 @@ def _rgb(image: Any) -> np.ndarray:
 class Pixels:
     """How an image becomes what a model reads, as an image processor of transformers does it.
 
-    size: (height, width) it is resized to, or the length of its shortest side; None: it is not.
-    resample: how, by the name that Pillow has for it. crop: (height, width) that is cut from the
-    middle, what is missing being 0. rescale: what a byte is multiplied by; mean, std: of each
-    colour, which are taken away, and divided by.
+    size: (height, width) it is resized to, or the length of its shortest side. crop_size: (height,
+    width) that is cut from its middle, what is missing being 0. rescale_factor: what a byte is
+    multiplied by. image_mean: what is taken from each colour then; image_std: what it is divided
+    by. None leaves a step out.
 
-    >>> front = Pixels(size=(2, 2), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    >>> front = Pixels(size=(2, 2), image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
     >>> front(np.full((4, 4, 3), 255, np.uint8))[0, 0].tolist()
     [1.0, 1.0, 1.0]
     """
 
     size: tuple[int, int] | int | None = None
-    resample: str = "bilinear"
-    crop: tuple[int, int] | None = None
-    rescale: float | None = 1 / 255
-    mean: RGB | None = None
-    std: RGB | None = None
+    resample: Resample = "bilinear"
+    crop_size: tuple[int, int] | None = None
+    rescale_factor: float | None = 1 / 255
+    image_mean: Triple | None = None
+    image_std: Triple | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("size", "crop_size", "rescale_factor", "image_std"):
+            value = getattr(self, name)
+            if value is not None and not np.all(np.asarray(value) > 0):
+                raise ConfigError(f"{name}={value} must be greater than 0")
+        if (self.image_mean is None) != (self.image_std is None):
+            raise ConfigError(
+                f"image_mean={self.image_mean} with image_std={self.image_std}: give both or none"
+            )
 
     def __call__(self, image: ImageLike) -> Float[np.ndarray, "Y X 3"]:
         """Return the numbers that a model reads of an image: a file, or its bytes [Y, X, 3].
@@ -118,15 +120,14 @@ class Pixels:
             )
         if self.size is not None:
             pixels = self._resized(pixels)
-        if self.crop is not None:
-            pixels = _middle(pixels, self.crop)
-        numbers = pixels.astype(np.float32)
-        if self.rescale is not None:
-            numbers = (pixels.astype(np.float64) * self.rescale).astype(np.float32)
-        if self.mean is not None and self.std is not None:
-            mean, std = (np.asarray(one, np.float32) for one in (self.mean, self.std))
-            numbers = (numbers - mean) / std
-        return numbers.astype(np.float32)
+        if self.crop_size is not None:
+            pixels = _middle(pixels, self.crop_size)
+        factor = 1.0 if self.rescale_factor is None else self.rescale_factor
+        numbers = (pixels.astype(np.float64) * factor).astype(np.float32)  # as there
+        if self.image_mean is not None:
+            numbers -= np.asarray(self.image_mean, np.float32)
+            numbers /= np.asarray(self.image_std, np.float32)
+        return numbers
 
     def _resized(self, pixels: np.ndarray) -> np.ndarray:
         from PIL import Image
@@ -138,14 +139,14 @@ class Pixels:
             height, width = (other, self.size) if height >= width else (self.size, other)
         elif self.size is not None:
             height, width = self.size
-        kind = Image.Resampling(RESAMPLE[self.resample])
+        kind = Image.Resampling(get_args(Resample).index(self.resample))
         return np.array(Image.fromarray(pixels).resize((width, height), kind))
 
     @property
     def shape(self) -> tuple[int, int] | None:
         """The height and width of all that it makes; None: they depend on the image."""
-        if self.crop is not None:
-            return self.crop
+        if self.crop_size is not None:
+            return self.crop_size
         return self.size if isinstance(self.size, tuple) else None
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxgen.config import BIASES, ModelConfig, Part
+from jaxgen.config import ModelConfig
+from jaxgen.config_parts import BIASES, Part
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families.family import Quirk
 from jaxgen.models.families.resolved import value_of

@@ -10,13 +10,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxgen.errors import CheckpointError
+from jaxgen.models.families.family import Quirk
 from jaxgen.models.families.known_settings import NEUTRAL
 from jaxgen.models.families.quirks import FEED, one_of
 from jaxgen.models.families.rows import Row, feed, linear, norm, queries
 
 MODEL_TYPE, PARTS = "vision-encoder-decoder", ("encoder", "decoder")
-BEGIN = "encoder_"
-WHOLE = {"architectures", "model_type", "is_encoder_decoder"}
+BEGIN, READ = "encoder_", "cross_attention_hidden_size"
+TIED = "tie_word_embeddings"  # of the whole it ties towers, of which one here has no table
+LEFT_OUT = NEUTRAL | {TIED, READ}  # of an encoder
+WHOLE = ("architectures", "model_type", "is_encoder_decoder")
 SIZES = {
     "towers.encoder_layers": "encoder_num_hidden_layers",
     "towers.encoder_d_model": "encoder_hidden_size",
@@ -73,33 +76,34 @@ ENCODER_ROWS = (
 )
 
 
-def flat(key: str, default: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Return what makes one mapping of the parts; key, default: of the decoder's width."""
+def flat(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the decoder, and the encoder's as encoder_..."""
+    if not {*PARTS} & theirs.keys():
+        return dict(theirs)
+    encoder, decoder = (theirs.get(part) for part in PARTS)
+    if not isinstance(encoder, dict) or not isinstance(decoder, dict):
+        raise CheckpointError("encoder and decoder are no settings of two towers")
+    own = {f"{BEGIN}{key}": value for key, value in encoder.items() if key not in LEFT_OUT}
+    return decoder | own | {k: v for k, v in theirs.items() if k not in (*PARTS, TIED)}
 
-    def made_flat(theirs: Mapping[str, Any]) -> dict[str, Any]:
-        if not {*PARTS} & theirs.keys():
-            return dict(theirs)
-        encoder, decoder = (theirs.get(part) for part in PARTS)
-        if not isinstance(encoder, dict) or not isinstance(decoder, dict):
-            raise CheckpointError("encoder and decoder are no settings of two towers")
-        seen, own = encoder.get("hidden_size", 768), decoder.get(key, default)
-        read = decoder.get("cross_attention_hidden_size")
-        if read is None and seen != own:
-            raise CheckpointError(
-                f"encoder.hidden_size={seen!r:.20} but decoder.{key}={own!r:.20}: the projection "
-                f"between them (enc_to_dec_proj) is not known here"
-            )
-        if read is not None and read != seen:
-            raise CheckpointError(
-                f"decoder.cross_attention_hidden_size={read!r:.20} but "
-                f"encoder.hidden_size={seen!r:.20}"
-            )
-        left_out = {*PARTS, "tie_word_embeddings"}  # which says that the towers share no table
-        parts = {k: v for k, v in decoder.items() if k not in ("cross_attention_hidden_size",)}
-        parts |= {f"{BEGIN}{k}": v for k, v in encoder.items() if k not in NEUTRAL}
-        return parts | {k: v for k, v in theirs.items() if k not in left_out}
 
-    return made_flat
+def width(key: str) -> Quirk:
+    """Return the quirk of how wide are the vectors that a decoder reads; key: of its own width."""
+
+    def read(theirs: Mapping[str, Any]) -> dict[str, Any]:
+        seen, told = theirs[f"{BEGIN}hidden_size"], theirs.get(READ)
+        if told is None and seen != theirs[key]:
+            raise CheckpointError(
+                f"encoder.hidden_size={seen!r:.20} but decoder.{key}={theirs[key]!r:.20}: the "
+                f"projection between them (enc_to_dec_proj) is not known here"
+            )
+        if told not in (None, seen):
+            raise CheckpointError(
+                f"decoder.{READ}={told!r:.20} but encoder.hidden_size={seen!r:.20}"
+            )
+        return {}
+
+    return Quirk((READ,), read, lambda config: {READ: config.memory_width})
 
 
 def deep(decoder_type: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -108,14 +112,8 @@ def deep(decoder_type: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     def made_deep(theirs: Mapping[str, Any]) -> dict[str, Any]:
         encoder = {k.removeprefix(BEGIN): v for k, v in theirs.items() if k.startswith(BEGIN)}
         own = {k: v for k, v in theirs.items() if k not in WHOLE and not k.startswith(BEGIN)}
-        width = encoder["hidden_size"]
-        decoder = own | {"model_type": decoder_type, "cross_attention_hidden_size": width}
-        whole = {key: theirs[key] for key in WHOLE if key in theirs} | {"model_type": MODEL_TYPE}
-        return {
-            **whole,
-            "tie_word_embeddings": False,
-            "encoder": encoder | {"model_type": "vit"},
-            "decoder": decoder,
-        }
+        whole = {key: theirs[key] for key in WHOLE} | {"model_type": MODEL_TYPE, TIED: False}
+        encoder, decoder = encoder | {"model_type": "vit"}, own | {"model_type": decoder_type}
+        return whole | {"encoder": encoder, "decoder": decoder}
 
     return made_deep

@@ -14,7 +14,7 @@ FAMILY = Family(
     prefix="",
     layer="decoder.transformer.h.{}.",
     encoder="encoder.encoder.layer.{}.",
-    flat=vision.flat("n_embd", 768),
+    flat=vision.flat,
     deep=vision.deep("gpt2"),
     sizes={**GPT2.sizes, **vision.SIZES},
     choices={**GPT2.choices, **vision.CHOICES},
@@ -22,7 +22,7 @@ FAMILY = Family(
     aliases=GPT2.aliases,
     only={**GPT2.only, **vision.ONLY},
     ignored=GPT2.ignored | vision.IGNORED,
-    quirks=(*GPT2.quirks, *vision.QUIRKS),
+    quirks=(*GPT2.quirks, *vision.QUIRKS, vision.width("n_embd")),
     rows=(
         *(row._replace(theirs=f"decoder.{row.theirs}") for row in GPT2.rows),
         *vision.ROWS,

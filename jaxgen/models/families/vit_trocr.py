@@ -17,7 +17,7 @@ FAMILY = Family(
     prefix="",
     layer=f"{DECODER}.layers.{{}}.",
     encoder="encoder.encoder.layer.{}.",
-    flat=vision.flat("d_model", 1024),
+    flat=vision.flat,
     deep=vision.deep("trocr"),
     sizes=SIZES | vision.SIZES,
     choices=bart_kin.CHOICES | vision.CHOICES | {"positions": "learned", "embed.offset": 2},
@@ -29,7 +29,8 @@ FAMILY = Family(
     only=vision.ONLY | {"use_learned_position_embeddings": (True,)},
     ignored=vision.IGNORED | {"activation_dropout", "decoder_layerdrop", "classifier_dropout"},
     quirks=(
-        *(TIED, one_of("feed", "activation_function", FEED), *vision.QUIRKS),
+        *(*vision.QUIRKS, vision.width("d_model"), TIED),
+        one_of("feed", "activation_function", FEED),
         one_of("embed.scale", "scale_embedding", {False: "one", True: "root"}),
         one_of("embed.norm", "layernorm_embedding", {True: "norm", False: "none"}),
         dropout(("dropout",), "attention_dropout"),

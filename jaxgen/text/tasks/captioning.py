@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least
 from jaxgen.data.media.images import ImageLike
 from jaxgen.errors import ConfigError
 from jaxgen.pretrained.preprocessor import read_pixels
@@ -13,8 +15,9 @@ from jaxgen.text.batch_decoding import Completion
 from jaxgen.text.batches import Progress
 from jaxgen.text.defaults import settle
 from jaxgen.text.loaded_model import LoadedModel
+from jaxgen.text.prompts import Prompt
 from jaxgen.text.request import Generation
-from jaxgen.text.session import number_prompts, session_of
+from jaxgen.text.session import session_of
 
 
 def caption(
@@ -33,6 +36,7 @@ def caption(
     return [best[0].text for best in rows]
 
 
+@arguments.checked(batch=at_least(1))
 def captions(
     model: LoadedModel,
     images: Sequence[ImageLike],
@@ -68,5 +72,16 @@ def captions(
         raise ConfigError(f"images={images!r:.40} is one image; give a list of them: [...]")
     front = read_pixels(model.home, stem)
     settings = settle(settings or Generation(), model.generation_config, {"temperature": 0.0})
-    prompts = number_prompts([front(image) for image in images], settings)
-    return session_of(model).run(prompts, batch=batch, progress=progress, detail=detail)
+    if len(images) > batch:  # a file that holds none is told before hours of work, not behind them
+        for image in images:
+            front(image)
+    session, rows = session_of(model), []
+    for begin in range(0, len(images), batch):  # so that few images are in memory at once
+        prompts = [
+            Prompt(front(image), settings, (begin + place) * settings.draws_each)
+            for place, image in enumerate(images[begin : begin + batch])
+        ]
+        rows += session.run(prompts, batch=batch, detail=detail)
+        if progress:
+            progress(len(rows), len(images))
+    return rows
