@@ -34,7 +34,7 @@ def caption(
     For example:
         jaxgen caption downloads/vit-gpt2-image-captioning dog.jpg cat.png
         jaxgen caption downloads/trocr-base-printed line.png --beams 4
-        jaxgen caption downloads/trocr-base-printed --input files.txt --output texts.jsonl
+        jaxgen caption downloads/trocr --input files.txt --output texts.jsonl
     """
     wanted = flags.settings_of(settings)
     names = inputs.texts(image, job.input)
