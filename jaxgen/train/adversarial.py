@@ -112,7 +112,7 @@ def describe(params: Any, settings: AdversarialSettings) -> str:
         f"has a mean {own} of {mean:.2g}"
     )
     drowns = settings.size > mean and settings.kind != "neftune"
-    return f"{line}, so that little may be learnt: try epsilon={mean:.1g}" if drowns else line
+    return f"{line}, so that little may be learnt: try epsilon={mean / 2:.1g}" if drowns else line
 
 
 def uniform(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
