@@ -24,6 +24,7 @@ from jaxgen.train.display import Kind, Reading
 METRICS, TIMES = "metrics.jsonl", "time.jsonl"
 WAITING = 10_000  # records kept while the disk stalls; later ones are dropped and counted
 SETTLING_SECONDS = 5.0  # how long a save waits until the log is as far as the run
+SHOWN = ("loss", "reward", "tokens_per_second", "mfu", "epsilon", "cause")  # metrics of a Reading
 CLOSING_SECONDS = 10.0  # how long the end of a run waits for a stalled disk
 
 
@@ -97,20 +98,14 @@ class Log:
         self.first = self.first or (now, step)
         since, begun = self.first
         pace = (now - since) / (step - begun) if step > begun else None
-        reading = Reading(
+        self.reading = reading = Reading(
             step=step,
             total=self.total,
-            loss=metrics.get("loss"),
-            reward=metrics.get("reward"),
             valid=self.valid,
-            tokens_per_second=metrics.get("tokens_per_second"),
-            mfu=metrics.get("mfu"),
             eta=None if pace is None else pace * (self.total - step),
             skipped=int(metrics.get("skipped", 0)),
-            epsilon=metrics.get("epsilon"),
-            cause=metrics.get("cause"),
+            **{name: metrics.get(name) for name in SHOWN},
         )
-        self.reading = reading
         self._record(step, "train", metrics)
         self.note(reading.line())
         self._show(lambda: self.display.update(reading))
