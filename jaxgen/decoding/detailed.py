@@ -131,24 +131,29 @@ def decode_detailed(
     >>> jaxgen.decode_detailed(*args, top=1, stop=[2]).num_generated
     Array([2], dtype=int32)
     """
-    batch, width = first.shape[0], num_tokens(length, draft)
+    width = num_tokens(length, draft)
     if draft is not None:
         snapshots.check_rewind(cache, draft.count + 1)
     about = (stop, strings, start, limit, prompt, lengths, states)
     spec = make_spec(sample, first, key, length, *about, draft)._replace(calls=calls)
-
-    before = ended_by(spec.initial_stop_state, spec.is_stop(spec.first) & (jnp.asarray(start) > 0))
-    stats = _Stats(
-        jnp.zeros(batch, jnp.int32),
-        jnp.where(first == NOT_FINITE, Reason.NOT_FINITE, before).astype(jnp.int32),
-        jnp.zeros((batch, width), jnp.float32),
-        jnp.full((batch, width, top), NO_TOKEN, jnp.int32),
-        jnp.zeros((batch, width, top), jnp.float32),
-    )
+    stats = _initial_stats(spec, start, width, top)
     state = loop(step, cache, spec, stats, _observe(spec, top, scores, wanted), draft)
     after = None if strings is None else strings.at(state.stop_state)
     more = {"strings": after, "states": state.states, "steps": state.calls}
     return Decoded(state.tokens, *state.stats, cache=state.cache, **more)
+
+
+def _initial_stats(spec: DecodeSpec, start: Count, width: int, top: int) -> _Stats:
+    """Return the statistics before the first step of a call, for `width` tokens of a row."""
+    batch = spec.first.shape[0]
+    before = ended_by(spec.initial_stop_state, spec.is_stop(spec.first) & (jnp.asarray(start) > 0))
+    return _Stats(
+        jnp.zeros(batch, jnp.int32),
+        jnp.where(spec.first == NOT_FINITE, Reason.NOT_FINITE, before).astype(jnp.int32),
+        jnp.zeros((batch, width), jnp.float32),
+        jnp.full((batch, width, top), NO_TOKEN, jnp.int32),
+        jnp.zeros((batch, width, top), jnp.float32),
+    )
 
 
 def _observe(spec: DecodeSpec, top: int, scores: Scores, wanted: Any) -> Observe:

@@ -66,6 +66,12 @@ class Question(NamedTuple):
     targets: list[int]
     names: list[str]
 
+    def explained(self) -> list[dict[str, Any]]:
+        """Return the text and the place among `ids` of each; the place of a class is None."""
+        places = [self.num_source + at for at in self.positions] or [None] * len(self.names)
+        pairs = zip(places, self.names, strict=True)
+        return [{"place": place, "text": text} for place, text in pairs]
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -140,7 +146,6 @@ def explain(
         progress(method)
         attributions[method] = _attribution(question, method, nothing)
     progress("layers and heads")
-    places = question.positions or [None] * len(question.names)
     data = {
         "format": FORMAT,
         "baseline": baseline,
@@ -149,10 +154,7 @@ def explain(
         "target": target,
         "tokens": [text_or_name(model.tokenizer, token) for token in question.ids],
         "num_source": question.num_source,
-        "explained": [
-            {"place": None if place is None else question.num_source + place, "text": text}
-            for place, text in zip(places, question.names, strict=True)
-        ],
+        "explained": question.explained(),
         "attributions": attributions,
         "trace": None if traced is None else _spelled(traced, model),
         "memory": None if index is None else _memory(index, new, model),

@@ -280,8 +280,6 @@ class Run:
     def begin(self, start: initial.Initial | None = None) -> State:
         """Return the state before the first step, each part made where it lives."""
         given = self.base if self.adapter else {} if start is None else dict(start.params)
-        if self.mesh is None:
-            return jax.jit(self.fresh)(given)
         return place.under(self.mesh, jax.jit(self.fresh, out_shardings=self.shardings))(given)
 
     @cached_property

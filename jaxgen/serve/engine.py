@@ -111,6 +111,10 @@ class Engine:
         if context is not None and context > longest:
             raise ConfigError(f"context={context} is more than the model's context={longest}")
         self.context = min(longest, CONTEXT) if context is None else context
+        if lookup >= self.context:
+            raise ConfigError(
+                f"lookup={lookup} must be less than context={self.context}; guess fewer tokens"
+            )
         about = {"count": slots, "context": self.context, "chunk": chunk, "piece": piece}
         about |= {"store": cache, "prefix_tokens": prefix_tokens, "lookup": lookup}
         self._counts: Counts = dict.fromkeys(COUNTED, 0)

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxgen.decoding import snapshots
 from jaxgen.decoding.detailed import Decoded
+from jaxgen.errors import ConfigError
 from jaxgen.models import serving
 from jaxgen.ops.cache import Cache, Store
 from jaxgen.serve import slot_programs as programs
@@ -111,7 +112,10 @@ class Slots:
         self.capacity, self._idle = 0, 0
         first = self._empty(1, self.capacities[0])
         if lookup:
-            snapshots.check_rewind(first, lookup + 1)
+            try:
+                snapshots.check_rewind(first, lookup + 1)
+            except ConfigError as error:
+                raise ConfigError(f"lookup={lookup}: {error}") from None
         shares = first.full is not None and first.sliding is None and first.state is None
         blocks = prefix_tokens // BLOCK if shares else 0
         self.prefixes = Prefixes(blocks, BLOCK) if blocks else None

@@ -403,6 +403,13 @@ def test_steps_that_read_ahead_give_the_same_texts_in_fewer_steps(engine, sessio
         assert len(ear.ended()[0][-1].completion.tokens) == 20
         after = settled(ahead)
         assert after.steps - before.steps < 10 and after.compilations == 0
+    delta = jaxgen.Delta(key_heads=2, value_heads=2, key_width=8, value_width=8)
+    kinds = {"linear": jaxgen.LayerKind(mixer="delta")}
+    config = replace(CONFIG, pattern=("linear",), kinds=kinds, delta=delta)
+    with pytest.raises(errors.ConfigError, match="lookup=3: speculation takes back up to 4"):
+        Engine(session_on(config, random_params(config), Bytes()), lookup=3)
+    with pytest.raises(errors.ConfigError, match="lookup=64 must be less than context=64"):
+        Engine(session, lookup=64)
     monkeypatch.setattr(engines, "_shares", lambda session: False)
     with pytest.raises(errors.ConfigError, match="lookup=3, but texts of this model share no"):
         Engine(session, lookup=3)
