@@ -27,7 +27,8 @@ if TYPE_CHECKING:
         Scores,
         Towers,
     )
-    from jaxgen.config_parts import Disentangled, Embed, HeadLayer, PerLayer, Residual, Stem
+    from jaxgen.config_media import Stem, Vision
+    from jaxgen.config_parts import Disentangled, Embed, HeadLayer, PerLayer, Residual
     from jaxgen.decoding.beam.constraints import must_appear
     from jaxgen.decoding.beam.search import beam_search
     from jaxgen.decoding.beam.settings import beams
@@ -114,6 +115,7 @@ __all__ = [
     "Scores",
     "Stem",
     "Towers",
+    "Vision",
     "abstract",
     "allowed_tokens",
     "apply",

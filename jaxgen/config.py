@@ -37,6 +37,7 @@ from jaxgen.config_groups import (
     in_groups,
 )
 from jaxgen.config_groups import RopeScaling as RopeScaling
+from jaxgen.config_media import Stem, Vision
 from jaxgen.config_parts import (
     BIASES,
     Biases,
@@ -51,7 +52,6 @@ from jaxgen.config_parts import (
     Residual,
     Scale,
     Scores,
-    Stem,
 )
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.settings import option
@@ -154,6 +154,7 @@ class ModelConfig:
     scores: Scores = option("attention scores", Scores())
     embed: Embed = option("how tokens become vectors", Embed())
     stem: Stem | None = option("what an encoder reads instead of tokens; null: tokens", None)
+    vision: Vision | None = option("images in a decoder's prompts; null: it reads none", None)
     per_layer: PerLayer | None = option(
         "vectors of tokens that each layer has of its own; null: none", None
     )
@@ -198,6 +199,8 @@ class ModelConfig:
         if self.latent is not None:
             self.latent.check(self)
         self.scores.check(self)
+        if self.vision is not None:
+            self.vision.check(self)
         check_positions(self)
         check_topology(self)
         check_head_layer(self)
@@ -366,7 +369,9 @@ class ModelConfig:
         return self.kinds.get(kind, LayerKind()).positions is None
 
     def encoder(self) -> ModelConfig:
-        """Return what the encoder of an encoder-decoder is, taken by itself."""
+        """Return what the encoder of an encoder-decoder, or of images, is, taken by itself."""
+        if self.vision is not None:
+            return ModelConfig(**self.vision.tower(self))
         norm = "norm" if self.embed.norm == "tokens" else self.embed.norm
         own: dict[str, Any] = {"embed": replace(self.embed, norm=norm)}
         if self.stem is not None:  # which has positions of its own

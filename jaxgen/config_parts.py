@@ -26,7 +26,7 @@ ByLayer = Literal["same", "inverse"]
 OutputGate = Literal["none", "sigmoid"]
 GrowthIn = Literal["all", "unturned"]
 NormAt = Literal["pre", "post", "both", "out"]
-Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "gelu_sigmoid", "relu", "relu2", "silu"]
 Feed = Literal[Activation, "swiglu", "swiglu_clamped", "geglu", "geglu_exact", "reglu"]
 Biases = Literal["all", "no_keys", "no_qkv", "attention", "qkv", "feed", "norms", "none"]
 Part = Literal["qkv", "qv", "o", "feed", "norm"]
@@ -41,8 +41,6 @@ BIASES: dict[Biases, tuple[Part, ...]] = {
     "norms": ("norm",),
     "none": (),
 }
-StemKind = Literal["log_mel", "patches"]
-First = Literal["none", "learned"]
 
 
 @arguments.checked
@@ -206,70 +204,6 @@ class Residual:
                 raise ConfigError(f"residual.{name}={value} must be greater than 0")
         if self.clip is not None and self.streams == 1:
             raise ConfigError(f"residual.clip={self.clip} has no effect: residual.streams=1")
-
-
-@arguments.checked
-@dataclass(frozen=True, kw_only=True)
-class Stem:
-    """What makes the encoder's first vectors of sound or of an image, in place of token vectors.
-
-    Args:
-        kind ... first: the fields below; `jaxgen train --keys` lists them as model.stem.*.
-
-    >>> jaxgen.Stem(kind="log_mel", channels=80, size=1500).shape  # 30 s of sound
-    (3000, 80)
-    >>> jaxgen.Stem(kind="patches", channels=3, size=224, patch=16, first="learned").vectors
-    197
-    """
-
-    kind: StemKind = option(
-        "log_mel: two convolutions over frames, the second of stride 2 (Whisper); patches: squares "
-        "of an image (ViT)",
-        "log_mel",
-    )
-    channels: int = option("mel bins of a frame; colours of a pixel", 80)
-    size: int = option(
-        "log_mel: vectors of a window, of two frames each; patches: side of an image, in pixels",
-        1500,
-    )
-    patch: int | None = option("patches: side of one, in pixels", None)
-    first: First = option("patches: learned: a vector before them", "none")
-
-    def __post_init__(self) -> None:
-        for name in ("channels", "size", "patch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"stem.{name}={value} must be at least 1")
-        patches = self.kind == "patches"
-        if patches and (self.patch is None or self.size % self.patch):
-            raise ConfigError(
-                f"stem.patch={self.patch} with stem.size={self.size}: give a side of patches that "
-                f"divides the image's"
-            )
-        for name, value, off in (
-            ("patch", self.patch, None),
-            ("first", self.first, "none"),
-        ):
-            if not patches and value != off:
-                raise ConfigError(f"stem.{name}={value} has no effect: stem.kind={self.kind}")
-
-    @property
-    def verb(self) -> str:
-        """The command that makes of files what it reads."""
-        return {"log_mel": "jaxgen transcribe", "patches": "jaxgen caption"}[self.kind]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of what is read: frames and bins, or rows, columns and colours."""
-        frames = (2 * self.size,) if self.kind == "log_mel" else (self.size, self.size)
-        return (*frames, self.channels)
-
-    @property
-    def vectors(self) -> int:
-        """Vectors that it makes."""
-        if self.patch is None:
-            return self.size
-        return (self.size // self.patch) ** 2 + (self.first == "learned")
 
 
 @arguments.checked

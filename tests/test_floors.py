@@ -17,6 +17,7 @@ FLOORS = {
         "config_experts",
         "config_checks",
         "config_groups",
+        "config_media",
         "config_parts",
         "settings",
         "settings_yaml",

@@ -45,6 +45,8 @@ def sites(config: ModelConfig) -> dict[str, Site]:
     towers = [("", config)]
     if config.topology == "encoder_decoder":
         towers.append(("encoder/", config.encoder()))
+    if config.vision is not None:
+        towers.append(("vision/", config.encoder()))
     for prefix, tower in towers:
         for layer in range(tower.layers):
             numbers.setdefault(f"{prefix}{layer_path(tower, layer)[0]}/", []).append(layer)

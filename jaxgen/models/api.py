@@ -247,7 +247,10 @@ def apply(
             trusted: those out of range read the nearest valid row.
         inputs_embeds: [B, T, D] instead of tokens, in place of the rows of the token table: what
             the model adds to these and multiplies them with comes after it.
-        media: sound or images instead of tokens, for an encoder with a stem, see `encode`.
+        media: sound or images instead of tokens, for an encoder with a stem, see `encode`. Of a
+            decoder with vision the images of each row [B, M, rows, columns, colours] beside its
+            tokens: their vectors stand in the places of vision.token, in order. A row with fewer
+            images than M has them first; what is behind them is not read.
         positions: [B, T] absolute positions; the default counts from 0, or the cache's length.
         segments: [B, T] document numbers, 0 for padding; tokens of different ones don't see each
             other, and an encoder-decoder's see the part of the memory with their number.

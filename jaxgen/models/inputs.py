@@ -70,6 +70,20 @@ def first_in_segments(path: str, prefix: Any, call: Call) -> None:
         )
 
 
+def in_places(path: str, media: Any, call: Call) -> None:
+    """Raise ConfigError unless the rows of known tokens have places for all images of a decoder."""
+    vision, tokens = call.given["config"].vision, call.given.get("tokens", call.given.get("prompt"))
+    ids = None if vision is None or tokens is None else arrays.concrete(tokens)
+    if vision is None or ids is None or media.ndim < 2:
+        return
+    places, most = (ids == vision.token).sum(axis=1), media.shape[1] * vision.vectors
+    if places.max(initial=0) != most or (places % vision.vectors).any():
+        raise ConfigError(
+            f"{path} holds {media.shape[1]} images a row, of {vision.vectors} vectors each, but "
+            f"the rows have {places.tolist()} places of vision.token={vision.token}"
+        )
+
+
 # What the arguments of a model may hold, where their numbers are known.
 INPUTS = {
     "tokens": token_ids(real="segments"),
@@ -77,6 +91,7 @@ INPUTS = {
     "segments": documents,
     "types": of_table,
     "prefix": first_in_segments,
+    "media": in_places,
 }
 
 
@@ -102,7 +117,7 @@ def read_inputs(
         tokens = _check_media(config, tokens, inputs_embeds, media, segments)
     else:
         if media is not None:
-            raise ConfigError(f"media= was given, but topology={config.topology} reads tokens here")
+            _check_images(config, tokens, inputs_embeds, media)
         tokens = _check_embeds(config, tokens, inputs_embeds)
     if cache is not None and not manual():
         _check_cache(config, cache, tokens.shape[0])
@@ -194,6 +209,20 @@ def _check_media(config, tokens: Any, inputs_embeds: Any, media: Any, segments: 
     if segments is not None:
         raise ConfigError(f"segments= has no effect with stem.kind={stem.kind}: nothing is padding")
     return np.zeros((media.shape[0], stem.vectors), np.int32)
+
+
+def _check_images(config: ModelConfig, tokens: Any, inputs_embeds: Any, media: Any) -> None:
+    """Raise ConfigError unless images fit a decoder and, where they are known, their places."""
+    vision = config.vision
+    if vision is None or tokens is None or inputs_embeds is not None:
+        here = "vision=None" if vision is None else "the tokens with their places are missing"
+        raise ConfigError(f"media= was given, but topology={config.topology} with {here}")
+    shape = tuple(media.shape)
+    if len(shape) != 5 or shape[2:] != vision.stem.shape or not shape[1]:
+        raise ConfigError(
+            f"media is {list(shape)}, but images of a decoder are "
+            f"{['B', 'M', *vision.stem.shape]}, M for each row"
+        )
 
 
 class CacheParts(NamedTuple):

@@ -145,6 +145,8 @@ def _boxed(config: ModelConfig, keys: dict[str, PRNGKeyArray]):
     if config.stem is not None:
         places = jnp.zeros((1, config.stem.vectors), jnp.int32)
         read = Inputs(places, places, media=jnp.zeros((1, *config.stem.shape)))
+    if config.vision is not None:
+        read = read._replace(media=jnp.zeros((1, 1, *config.vision.stem.shape)))
     if config.topology != "encoder_decoder":
         return _initialized(config, "decode", keys, read)
     encoder = _initialized(config, "encode", keys, read)

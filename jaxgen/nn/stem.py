@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.config import ModelConfig
-from jaxgen.config_parts import Stem as StemConfig
+from jaxgen.config_media import Stem as StemConfig
+from jaxgen.nn.norm import Norm
 from jaxgen.nn.weight import weight
 from jaxgen.ops.contract import add_bias, contract, lookup
 from jaxgen.ops.gates import ACTIVATIONS
@@ -32,7 +33,8 @@ class Stem(nn.Module):
         table = self._weight("positions", (x.shape[1], self.config.d_model), "SD", self._waves())
         if self.stem.kind == "log_mel":  # waves, which stay as they are
             table = jax.lax.stop_gradient(table)
-        return x + lookup(table, places, dtype=self.config.compute_dtype, axes="SD")[None]
+        x = x + lookup(table, places, dtype=self.config.compute_dtype, axes="SD")[None]
+        return x if self.stem.norm == "none" else Norm(self.config, name="norm")(x)
 
     def _of_sound(self, frames: jax.Array) -> jax.Array:
         """Return [B, frames / 2, D]: two convolutions, each behind an activation."""
@@ -62,7 +64,8 @@ class Stem(nn.Module):
         cut = cut.reshape(rows, grid * grid, -1)
         flat = kernel.reshape(-1, config.d_model)
         x = contract("BTF,FD->BTD", cut, flat, dtype=config.compute_dtype)
-        x = add_bias(x, self._bias("patches_bias"))
+        if stem.bias == "bias":
+            x = add_bias(x, self._bias("patches_bias"))
         if stem.first == "none":
             return x
         first = self._weight("first", (1, config.d_model), "SD").astype(x.dtype)

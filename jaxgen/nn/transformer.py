@@ -13,6 +13,7 @@ from jaxgen.mesh import constrain
 from jaxgen.nn.block import single
 from jaxgen.nn.drop import Drop
 from jaxgen.nn.embed import Embed, Tokens
+from jaxgen.nn.feed import activate
 from jaxgen.nn.head import Head, Unembed
 from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.norm import Norm
@@ -21,7 +22,9 @@ from jaxgen.nn.residual import LayerVectors, Spread
 from jaxgen.nn.stack import through_layers
 from jaxgen.nn.stem import Stem
 from jaxgen.nn.tap import Interventions, tap
+from jaxgen.nn.weight import weight
 from jaxgen.ops import cache as caches
+from jaxgen.ops.contract import add_bias, contract
 from jaxgen.ops.experts import RouterStats
 from jaxgen.ops.masks import Order, cross_mask, make_mask
 from jaxgen.ops.memory import Memory
@@ -39,7 +42,8 @@ class Inputs(NamedTuple):
     of which only the shape counts then. num_virtual: static, tokens before these of which layers
     have keys and values (`ops/adapted.py`). state: [B, T, D], instead of what the layers make of
     these, for the last norm and the head alone. media: sound or images [B, ...] that the config's
-    stem reads instead of tokens, of which only the shape counts then.
+    stem reads instead of tokens, of which only the shape counts then; or the images of each row
+    [B, M, ...] of a decoder with vision, in the places of its token.
     """
 
     tokens: jax.Array
@@ -120,6 +124,50 @@ class Encoder(nn.Module):
         return _tower(self, inputs, table)[0]
 
 
+class Vision(nn.Module):
+    """The tower over images, and two layers that give its vectors the width of the decoder's."""
+
+    config: ModelConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, media: jax.Array, interventions: Interventions | None) -> jax.Array:
+        """Return the vectors [B, M * vectors, D] of images [B, M, rows, columns, colours]."""
+        own, tower = self.config.vision, self.config.encoder()
+        assert own is not None
+        x = Stem(tower, own.stem, name="stem")(media.reshape(-1, *own.stem.shape))
+        places = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
+        inputs = Inputs(places, places, order="running", interventions=interventions)
+        context, _ = _layer_context(tower, inputs)
+        x, _ = through_layers(self, tower, self.deterministic, (x, None), context)
+        x = Norm(tower, name="final_norm")(x) if own.norm == "norm" else x
+        x = x[:, 1:] if own.kept == "patches" else x
+        x = activate(own.activation, self._projected("project_in", x), None)
+        x = self._projected("project_out", x)
+        return x.reshape(media.shape[0], -1, x.shape[-1])
+
+    def _projected(self, name: str, x: jax.Array) -> jax.Array:
+        """Return x [B, T, ...] in the width of the decoder."""
+        config = self.config
+        normal, shape = nn.initializers.normal(config.init_std), (x.shape[-1], config.d_model)
+        w_DD = weight(self, name, shape, "DD", normal, config.param_dtype)
+        x = contract("BTD,DF->BTF", x, w_DD, dtype=config.compute_dtype)
+        if config.vision is not None and config.vision.bias == "none":
+            return x
+        zeros = nn.initializers.zeros
+        return add_bias(x, weight(self, f"{name}_bias", shape[1:], "D", zeros, config.param_dtype))
+
+
+def _with_images(config: ModelConfig, x: jax.Array, tokens: jax.Array, seen: jax.Array):
+    """Return x [B, T, D] with the vectors seen [B, S, D] in the places of their token, in order."""
+    assert config.vision is not None
+    is_place = tokens == config.vision.token
+    number = jnp.cumsum(is_place, axis=1) - 1
+    is_place &= number < seen.shape[1]
+    own = jnp.take_along_axis(seen, jnp.where(is_place, number, 0)[..., None], axis=1)
+    return jnp.where(is_place[..., None], own.astype(x.dtype), x)
+
+
 class OneLayer(nn.Module):
     """One layer of a tower by itself, whose parameters are "layer" and those all layers share."""
 
@@ -146,6 +194,10 @@ def _tower(
     else:
         embed = Embed(config, name="embed")
         x, table = embed(inputs.tokens, inputs.positions, inputs.types, table, inputs.embeds)
+        if config.vision is not None and inputs.media is not None:
+            vision = Vision(config, deterministic, name="vision")
+            seen = vision(inputs.media, inputs.interventions)
+            x = _with_images(config, x, inputs.tokens, seen)
     if inputs.state is not None:
         return _normed(config, inputs.state.astype(x.dtype)), table, None
     x = tap(module, "embedded", x, inputs.interventions)

@@ -67,7 +67,18 @@ def _silu_slope(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return gate * (1 + x * (1 - gate))
 
 
+def _gelu_sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return x sigmoid(1.702 x), an approximation of GELU (Hendrycks and Gimpel 2016)."""
+    return x * jax.nn.sigmoid(SLOPE * x)
+
+
+def _gelu_sigmoid_slope(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    gate = jax.nn.sigmoid(SLOPE * x)
+    return gate * (1 + SLOPE * x * (1 - gate))
+
+
 ACTIVATIONS = {
+    "gelu_sigmoid": _with_slope(_gelu_sigmoid, _gelu_sigmoid_slope),
     "gelu": _with_slope(partial(jax.nn.gelu, approximate=False), _gelu_slope),
     "gelu_tanh": _with_slope(partial(jax.nn.gelu, approximate=True), _gelu_tanh_slope),
     "relu": jax.nn.relu,

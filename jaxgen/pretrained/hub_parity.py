@@ -78,11 +78,19 @@ def compare(hub: Path, config: ModelConfig, params: api.Params) -> str:
     media = None
     if config.stem is not None:
         media = np.random.default_rng(1).standard_normal((rows, *config.stem.shape), np.float32)
+    vision = config.vision
+    if vision is not None:
+        tokens = np.where(tokens == vision.token, (vision.token + 1) % config.V, tokens)
+        if vision.vectors + length <= config.context:
+            media = np.random.default_rng(1).standard_normal((rows, *vision.stem.shape), np.float32)
+            places = np.full((rows, vision.vectors), vision.token)
+            tokens = np.concatenate([places, tokens], axis=1)
     theirs = _theirs(hub, tokens, config, media)
     memory = None
     if config.topology == "encoder_decoder":
         memory = api.encode(params, config, tokens if media is None else None, media=media)
-    out = api.apply(params, config, tokens, memory=memory)
+    seen = None if media is None or vision is None else media[:, None]
+    out = api.apply(params, config, tokens, memory=memory, media=seen)
     logits = out.pooled if config.head == "pooled" else out.logits
     ours = np.asarray(out.hidden if logits is None else logits, np.float64)
     if ours.shape != theirs.shape:
@@ -174,7 +182,11 @@ def _theirs(
         more |= {"decoder_input_ids": ids, "decoder_attention_mask": torch.ones_like(ids)}
     read = ids
     if media is not None:  # theirs have the channels first
-        read, more = torch.from_numpy(np.moveaxis(media, -1, 1)), {"decoder_input_ids": ids}
+        pixels = torch.from_numpy(np.moveaxis(media, -1, 1))
+        if two:
+            read, more = pixels, {"decoder_input_ids": ids}
+        else:
+            more |= {"pixel_values": pixels}
     with torch.no_grad():
         out = model(read, **more)
     if "start_logits" in out:

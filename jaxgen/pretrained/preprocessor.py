@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jaxgen import files
-from jaxgen.config_parts import Stem
+from jaxgen.config_media import Stem
 from jaxgen.data.media.images import Pixels, Resample
 from jaxgen.data.media.log_mel import LogMel
 from jaxgen.errors import CheckpointError, ConfigError, nearest

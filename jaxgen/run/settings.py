@@ -119,6 +119,11 @@ class Settings:
                 f"model.prompt=both needs objective.name=prefix, which says what the prompt is, "
                 f"not {self.objective.name}"
             )
+        if self.model.vision is not None:
+            raise ConfigError(
+                "model.vision is given, but no objective of a run reads images, so its tower would "
+                "learn nothing; give a model of texts alone"
+            )
         self._check_adapter()
         self._check_preference()
         self._check_policy()

@@ -24,6 +24,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.export import Size, surely
 from jaxgen.mesh.explicit import auto_inside
 from jaxgen.models import api, serving
+from jaxgen.models.inputs import in_places
 from jaxgen.ops import cache as caches
 from jaxgen.ops.cache import Cache, Layout, Store
 from jaxgen.ops.memory import Memory
@@ -125,6 +126,7 @@ def new_cache(
     lengths=between(1, "T"),
     capacity=size(1),
     slack=at_least(0),
+    media=in_places,
 )
 @compile_once
 @auto_inside("prompt", lambda out, _: ("B", caches.letters(out[1])))
@@ -139,6 +141,7 @@ def prefill(
     layout: Layout = "contiguous",
     store: Store = "plain",
     slack: int = 0,
+    media: api.Media | None = None,
 ) -> tuple[Int[Array, "B"], Cache]:
     """Read prompts into a new cache: all of their tokens but the last, which `decode` begins with.
 
@@ -149,6 +152,7 @@ def prefill(
       lengths: number of real tokens in each row [B], at least 1.
       capacity: slots of the cache: prompt and new tokens together. Static.
       slack: tokens that a ring can be rewound by, for speculation. Static.
+      media: images of a decoder with vision, as of `apply`. The last token is none of their places.
 
     Returns:
       (first, cache): the last token of each prompt [B], and the cache of those before it.
@@ -173,7 +177,8 @@ def prefill(
     prefix = None
     if config.prompt == "both":
         prefix = (jnp.arange(prompt.shape[1]) < lengths[:, None]).astype(jnp.int32)
-    cache = api.hidden(params, config, prompt, cache=cache, memory=memory, prefix=prefix).cache
+    seen = {"memory": memory, "prefix": prefix, "media": media}
+    cache = api.hidden(params, config, prompt, cache=cache, **seen).cache
     assert cache is not None
     prompt = jnp.asarray(prompt, jnp.int32)
     return jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0], cache

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen.config_parts import Stem
+from jaxgen.config_media import Stem
 from jaxgen.data.media import Pixels, read_image
 from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.pretrained.preprocessor import read_pixels

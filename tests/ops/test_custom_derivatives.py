@@ -207,6 +207,7 @@ TWINS = {
         for name, plain_gate in {
             "gelu": lambda x: x * jax.scipy.stats.norm.cdf(x),
             "gelu_tanh": lambda x: x * jax.nn.sigmoid(1.5957691 * (x + 0.044715 * x**3)),
+            "gelu_sigmoid": lambda x: x / (1 + jnp.exp(-1.702 * x)),
             "silu": lambda x: x / (1 + jnp.exp(-x)),
         }.items()
     ],

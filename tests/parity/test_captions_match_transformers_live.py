@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen.config_parts import Stem
+from jaxgen.config_media import Stem
 from jaxgen.data.media.images import read_image
 from jaxgen.pretrained import hub_parity
 from jaxgen.pretrained.generation_config import GenerationConfig

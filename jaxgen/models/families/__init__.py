@@ -40,6 +40,7 @@ from jaxgen.models.families import (
     helium,
     llama,
     llama4,
+    llava,
     m2m_100,
     marian,
     mbart,
@@ -98,6 +99,7 @@ _ALL = (
     *(bert, roberta, distilbert, mpnet, electra, albert, deberta_v2, xlm_roberta, camembert),
     *(modernbert, modernbert_decoder),
     *(gemma3n, gemma4, gemma4_unified),
+    llava,
     *(t5, bart, marian, vanilla),
     *(mt5, umt5, mbart, pegasus, m2m_100, blenderbot, blenderbot_small, t5gemma),
     *(whisper, vit_gpt2, vit_trocr),
@@ -147,6 +149,12 @@ def of_folder(theirs: Mapping[str, Any], where: str) -> tuple[Family, Mapping[st
         towers = [theirs.get(part) for part in vision_encoder_decoder.PARTS]
         names = [str(one.get("model_type")) if isinstance(one, dict) else "none" for one in towers]
         return named("-".join(names), f"{where}: encoder-decoder of {kind}"), theirs
+    if kind == llava.MODEL_TYPE:
+        try:
+            llava.check_parts(theirs)
+        except CheckpointError as error:
+            raise CheckpointError(f"{where}: {error}") from error
+        return llava.FAMILY, theirs
     if kind not in (*FAMILIES, *PARTS) and not IMAGES.isdisjoint(theirs):
         raise CheckpointError(
             f"{where}: model_type={kind!r:.60} reads images, and no family of these is built; "

@@ -136,6 +136,7 @@ FEED = {
     "gelu_fast": "gelu_tanh",
     "gelu": "gelu",
     "gelu_python": "gelu",
+    "quick_gelu": "gelu_sigmoid",
     "relu": "relu",
     "relu2": "relu2",
     "silu": "silu",

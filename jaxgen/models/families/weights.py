@@ -98,13 +98,14 @@ def _body(family: Family, config: ModelConfig):
         inside = divmod(number, len(config.pattern)) if config.weight_sets else (number,)
         for row in family.layer_rows:
             yield family.layer.format(*inside) + row.theirs, row, f"{home}/", index
-    if config.topology != "encoder_decoder":
+    tower = "encoder/" if config.topology == "encoder_decoder" else "vision/"
+    if config.topology != "encoder_decoder" and config.vision is None:
         return
     encoder = config.encoder()
     for layer in range(encoder.layers):
         home, index = layer_path(encoder, layer)
         for row in family.encoder_rows:
-            yield family.encoder.format(layer) + row.theirs, row, f"encoder/{home}/", index
+            yield family.encoder.format(layer) + row.theirs, row, f"{tower}{home}/", index
 
 
 def _encoder(family: Family, config: ModelConfig):
