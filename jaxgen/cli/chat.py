@@ -40,6 +40,13 @@ Values = Annotated[
     ),
 ]
 System = Annotated[str | None, Parameter(help="what the system says before the first message")]
+Images = Annotated[
+    list[str] | None,
+    Parameter(
+        help="an image file before each message, of a model that reads images; repeatable",
+        consume_multiple=False,
+    ),
+]
 Keep = Annotated[
     str | None,
     Parameter(
@@ -60,6 +67,7 @@ def chat(
     confirm: Confirming = False,
     template_value: Values = None,
     index: Documents = None,
+    image: Images = None,
     settings: flags.Settings = None,
     job: texts.Given = texts.JOB,
 ) -> None:
@@ -83,6 +91,7 @@ def chat(
         jaxgen chat models/qwen --tools functions.py --confirm
         jaxgen chat models/qwen --tools "mcp:python server.py"
         jaxgen chat models/qwen --index docs.index
+        jaxgen chat models/llava "What is this?" --image dog.jpg
     """
     wanted = flags.settings_of(settings)
     sources = [word for word in tools or () if word.endswith(".py") or word.startswith("mcp:")]
@@ -101,6 +110,8 @@ def chat(
         raise ConfigError("--overflow cut has no effect: a chat that is cut is another chat")
     if message and job.input is not None:
         raise ConfigError(f"--input {job.input} and messages exclude each other; remove one")
+    if image:
+        _check_images(image, message, conversation, tools, index)
     typed = not message and job.input is None and sys.stdin.isatty()
     start.prepare_jax(paths.cache())
     ground = _grounder(index)
@@ -112,7 +123,13 @@ def chat(
             _check_one_chat(job, wanted)
             _converse(run, job, first, wanted, values, helper, keep, lines, ground)
             return
-        chats: list[Any] = [[*first, {"role": "user", "content": text}] for text in message]
+        seen = [{"type": "image", "path": path} for path in image or ()]
+        chats: list[Any] = [
+            [*first, {"role": "user", "content": [*seen, {"type": "text", "text": text}]}]
+            if seen
+            else [*first, {"role": "user", "content": text}]
+            for text in message
+        ]
         chats = chats or list(_chats(job.input, first))
 
         def work(model, conversations, progress, detail):
@@ -129,6 +146,17 @@ def chat(
             )
 
         texts.generate(run, chats, job, wanted, work)
+
+
+def _check_images(images: Sequence[str], messages: Sequence[str], *others: Any) -> None:
+    """Raise ConfigError unless images are files, before messages that are chats by themselves."""
+    if not messages or any(others):
+        raise ConfigError(
+            f"--image {images[0]} needs a message, and no --conversation, --tools or --index; in "
+            f'a line of --input an image is {{"type": "image", "path": FILE}}, a part of a content'
+        )
+    if absent := [name for name in images if not Path(name).is_file()]:
+        raise ConfigError(f"{absent[0]} is no file; name an image file")
 
 
 def _grounder(index: str | None) -> Callable[[Any, Any], tuple[Any, list[str]]]:

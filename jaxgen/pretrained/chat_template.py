@@ -102,17 +102,19 @@ def render_chat(
     *,
     answer: bool = True,
     marks: bool = False,
+    images: bool = False,
     **values: Any,
 ) -> str:
     """Return the text of a chat; answer: with the mark after which the model's turn begins.
 
     marks: as of `sandbox.render`. messages: each with a role and a content: a text, a list of
-    {"type": "text", "text": ...}, or none beside tool_calls. values: what else the template knows,
-    such as tools (a list of JSON schemas) or enable_thinking. Raises ConfigError for messages that
-    are none, and where the template refuses them; CheckpointError where the template itself is
-    wrong, or goes out of bounds.
+    {"type": "text", "text": ...}, or none beside tool_calls; of a model that reads images, the
+    list may hold {"type": "image", ...}, in whose places the template writes a mark. values: what
+    else the template knows, such as tools (a list of JSON schemas) or enable_thinking. Raises
+    ConfigError for messages that are none, and where the template refuses them; CheckpointError
+    where the template itself is wrong, or goes out of bounds.
     """
-    rows = [_checked(number, message) for number, message in enumerate(messages)]
+    rows = [_checked(number, message, images) for number, message in enumerate(messages)]
     if not rows:
         raise ConfigError("a chat needs at least one message")
     tools, others = values.get("tools"), template.others or {}
@@ -128,6 +130,12 @@ def render_chat(
             f"pass one of them: template._replace(source=template.others[...])"
         )
     parts = [row["content"] for row in rows if isinstance(row.get("content"), list)]
+    if images:
+        text = _render(template, rows, answer, marks, values)
+        words = [row["content"].strip() for row in rows if isinstance(row.get("content"), str)]
+        if not all(word in text for word in words):  # a template that reads lists alone
+            text = _render(template, [*map(_in_parts, rows)], answer, marks, values)
+        return text
     if not parts:
         return _render(template, rows, answer, marks, values)
     joined = [
@@ -145,14 +153,47 @@ def render_chat(
     return text if as_strings else _render(template, joined, answer, marks, values)
 
 
-def _checked(number: int, message: Message) -> dict[str, Any]:
+def _in_parts(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a message whose content, if a text, is a list with it."""
+    content = row.get("content")
+    return row | {"content": [{"type": "text", "text": content}]} if type(content) is str else row
+
+
+def images_of(messages: Sequence[Message]) -> list[Any]:
+    """Return the images in a chat, files or bytes [height, width, 3], in their order.
+
+    Raises ConfigError for one of which a part does not say where it is.
+    """
+    found = []
+    for number, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, Mapping) and part.get("type") == "image":
+                own = next((part[key] for key in ("image", "path") if key in part), None)
+                if own is None:
+                    raise ConfigError(
+                        f"message {number}: an image is {{'type': 'image', 'path': FILE}}, or with "
+                        f"'image': bytes [height, width, 3]"
+                    )
+                found.append(own)
+    return found
+
+
+def _checked(number: int, message: Message, images: bool = False) -> dict[str, Any]:
     """Return a message as templates get it: without keys of nothing, its thoughts by all names."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise ConfigError(f"message {number} has no role; write role and content")
     row = {key: value for key, value in message.items() if value is not None}
     content = row.get("content")
     if isinstance(content, list):
+        if images:
+            row["content"] = content = [
+                {"type": "image"} if isinstance(p, Mapping) and p.get("type") == "image" else p
+                for p in content
+            ]
         for part in content:
+            if images and part == {"type": "image"}:
+                continue
             known = isinstance(part, Mapping) and part.get("type") == "text"
             if not (known and isinstance(part.get("text"), str)):
                 kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__

@@ -22,7 +22,7 @@ from jaxgen.pretrained import coded, compressed_tensors
 from jaxgen.pretrained.chat_template import FOLDER, TEMPLATE, TOKENIZER, ChatTemplate
 from jaxgen.pretrained.generation_config import GENERATION, GenerationConfig, to_hub
 from jaxgen.pretrained.hub_read import CONFIG, INDEX, WEIGHTS
-from jaxgen.pretrained.preprocessor import PREPROCESSOR, settings_of
+from jaxgen.pretrained.preprocessor import PREPROCESSOR, PROCESSOR, prompts_of, settings_of
 from jaxgen.store import safetensors
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens.huggingface import HuggingFace
@@ -76,6 +76,10 @@ def write_hub(
     files.write_json(draft / GENERATION, there | generation)
     if config.stem is not None and (front := settings_of(config.stem)):
         files.write_json(draft / PREPROCESSOR, front)
+    if (vision := config.vision) is not None:
+        kind = {"processor_class": "LlavaProcessor"}
+        files.write_json(draft / PREPROCESSOR, settings_of(vision.stem) | kind)
+        files.write_json(draft / PROCESSOR, prompts_of(vision) | kind)
     _write_weights(draft, wanted, flat, config, shard)
     if tokenizer is not None:
         _write_tokenizer(draft, tokenizer, config)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jaxgen import files
-from jaxgen.config_media import Stem
+from jaxgen.config_media import Stem, Vision
 from jaxgen.data.media.images import Pixels, Resample
 from jaxgen.data.media.log_mel import LogMel
 from jaxgen.errors import CheckpointError, ConfigError, nearest
 
-PREPROCESSOR = "preprocessor_config.json"
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+INSIDE = "image_processor"  # where the second holds what is else in the first
 MAX_BYTES = 16 << 20  # old files hold their filters, which are made anew
 SOUND = ("feature_size", "sampling_rate", "hop_length", "n_fft", "chunk_length")
 # The only values that are known; of the first, the front end is another.
@@ -115,12 +116,51 @@ def read_pixels(folder: Path | None, stem: Stem) -> Pixels:
     return front
 
 
+def read_image_prompts(folder: Path | None, vision: Vision) -> Pixels:
+    """Return the front end of the images in a decoder's prompts, as a folder's processor has it.
+
+    Raises CheckpointError for a setting that is not known, or with which an image would take
+    another number of places than the model has vectors for.
+    """
+    front = read_pixels(folder, vision.stem)
+    path = None if folder is None else folder / PROCESSOR
+    if path is None or not path.exists():
+        return front
+    known = prompts_of(vision)
+    for key, value in files.read_json(path, "settings", MAX_BYTES).items():
+        if key in (INSIDE, "image_token", "chat_template", *FREE) or value is None:
+            continue
+        if key not in known:
+            raise CheckpointError(
+                f"{path}: {key}={value!r:.40} is not known here{nearest(key, known)}; remove it if "
+                f"it has no effect"
+            )
+        if value != known[key]:
+            raise CheckpointError(
+                f"{path}: {key}={value!r:.40}, but the model has {known[key]!r}, so that an image "
+                f"takes {vision.vectors} places"
+            )
+    return front
+
+
+def prompts_of(vision: Vision) -> dict[str, Any]:
+    """Return what a processor says of the places of an image in a prompt."""
+    kept = {"patches": "default", "all": "full"}[vision.kept]
+    first = int(vision.stem.first == "learned")
+    own = {"patch_size": vision.stem.patch, "num_additional_image_tokens": first}
+    return own | {"vision_feature_select_strategy": kept}
+
+
 def _about(folder: Path | None) -> tuple[Path | None, dict[str, Any]]:
     """Return the file of a folder's settings and what it says, nothing if there is none."""
     path = None if folder is None else folder / PREPROCESSOR
-    if path is None or not path.exists():
-        return path, {}
-    return path, files.read_json(path, "settings", MAX_BYTES)
+    if path is None or path.exists():
+        return path, {} if path is None else files.read_json(path, "settings", MAX_BYTES)
+    whole = path.with_name(PROCESSOR)
+    about = files.read_json(whole, "settings", MAX_BYTES).get(INSIDE) if whole.exists() else None
+    if not isinstance(about, dict | None):
+        raise CheckpointError(f"{whole}: {INSIDE}={about!r:.40} is no mapping")
+    return (path, {}) if about is None else (whole, about)
 
 
 def _size(key: str, given: Any, *, square: bool) -> Any:
@@ -151,6 +191,11 @@ def settings_of(stem: Stem) -> dict[str, Any]:
     """
     if stem.kind == "patches":
         size = {"height": stem.size, "width": stem.size}
+        if stem.norm == "norm":
+            shortest = {"shortest_edge": stem.size}
+            return {"image_processor_type": "CLIPImageProcessor", "size": shortest} | {
+                "crop_size": size
+            }
         return {"image_processor_type": "ViTImageProcessor", "size": size, "resample": 2}
     front = LogMel(feature_size=stem.channels)
     seconds, rest = divmod(stem.shape[0] * front.hop_length, front.sampling_rate)
@@ -159,5 +204,8 @@ def settings_of(stem: Stem) -> dict[str, Any]:
 
 def copy_preprocessor(folder: Path, target: Path) -> None:
     """Copy the settings of sound or images of a folder into another; nothing if it has none."""
-    if (folder / PREPROCESSOR).is_file():
-        (target / PREPROCESSOR).write_bytes((folder / PREPROCESSOR).read_bytes())
+    there = [name for name in (PREPROCESSOR, PROCESSOR) if (folder / name).is_file()]
+    for name in (PREPROCESSOR, PROCESSOR) if there else ():
+        (target / name).unlink(missing_ok=True)
+        if name in there:
+            (target / name).write_bytes((folder / name).read_bytes())

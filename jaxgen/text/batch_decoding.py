@@ -356,12 +356,11 @@ def _add_scores(
     size = batch_size(len(completions))
     tokens, _ = pad([*texts, *texts[:1] * (size - len(completions))])
     which = [row for row, _ in completions] + [completions[0][0]] * (size - len(completions))
-    source, segments = (
-        None if rows is None else rows[which] for rows in (group.rows.source, group.rows.segments)
-    )
+    own = (group.rows.source, group.rows.segments, group.rows.media)
+    read = [None if rows is None else rows[which] for rows in own]
     tokens = tokens[:, : max(group.model.config.longest, max(map(len, texts)))]
     params, config, kind, _ = group.parts
-    scores = programs.score_tokens(params, config, kind, tokens, source, segments, top=top)
+    scores = programs.score_tokens(params, config, kind, tokens, *read, top=top)
     logprobs, ids, best = (np.asarray(x) for x in scores)
     scored = []
     for i, ((row, one), begin) in enumerate(zip(completions, begins, strict=True)):

@@ -25,7 +25,7 @@ class Request(NamedTuple):
     ids: its prompt, or what its encoder reads; limit: new tokens at most; number: its place among
     the draws of its seed; other: the negative prompt's ids, if any; after: ids whose text its own
     goes on from; dropped: ids of its prompt that were cut off; user: whose adapter it has; media:
-    an image that its encoder reads instead of ids.
+    an image that its encoder reads instead of ids, or the images [M, ...] in its prompt.
     """
 
     ids: list[int]
@@ -45,7 +45,7 @@ class Rows(NamedTuple):
     prompt: [B, W] of widths [B] real; stops: [B, E]; limits: [B], 0 for a filling row; keys: [B];
     source: [B, S] and its segments, of an encoder-decoder, or images without; other: the negative
     prompts of guidance; scale: [B] of guidance; prefix: [B] ids kept when a full context slides,
-    None: no slide.
+    None: no slide; media: images [B, M, ...] in the prompts of a decoder, None: no row has one.
     """
 
     prompt: np.ndarray
@@ -59,6 +59,7 @@ class Rows(NamedTuple):
     other_widths: np.ndarray | None = None
     scale: np.ndarray | None = None
     prefix: np.ndarray | None = None
+    media: np.ndarray | None = None
 
 
 def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
@@ -74,6 +75,8 @@ def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
     if requests[0].settings.overflow == "slide":
         prefix = [num_opening(one.ids, model) for one in filled]
         rows = rows._replace(prefix=np.asarray(prefix, np.int32))
+    if model.config.vision is not None and requests[0].media is not None:
+        rows = rows._replace(media=np.stack([_padded(one) for one in filled]))
     if model.config.topology == "encoder_decoder":
         begin = np.full((size, 1), model.start, np.int32)
         images = [one.media for one in filled if one.media is not None]
@@ -91,6 +94,19 @@ def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
             other=other[:, :context], other_widths=other_widths.astype(np.int32), scale=scale
         )
     return rows
+
+
+def num_images(request: Request) -> int:
+    """Return the bucket of the images in a prompt: what rows of one batch have."""
+    return 0 if request.media is None else bucket(len(request.media), 1)
+
+
+def _padded(request: Request) -> np.ndarray:
+    """Return the images of a prompt with zeros behind them, up to their bucket."""
+    media = request.media
+    assert media is not None
+    behind = ((0, num_images(request) - len(media)), *[(0, 0)] * (media.ndim - 1))
+    return np.pad(media, behind)
 
 
 def num_opening(ids: Sequence[int], model: LoadedModel) -> int:

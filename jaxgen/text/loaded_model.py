@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxgen.config import ModelConfig
+from jaxgen.data.media.images import Pixels
 from jaxgen.errors import ConfigError
 from jaxgen.models import serving
 from jaxgen.pretrained.adapted import Words, resolved
@@ -22,6 +23,7 @@ from jaxgen.pretrained.generation_config import GenerationConfig, read_generatio
 from jaxgen.pretrained.hub_read import is_hub
 from jaxgen.pretrained.languages import Languages, read_languages
 from jaxgen.pretrained.model import load
+from jaxgen.pretrained.preprocessor import read_image_prompts
 from jaxgen.pretrained.sources import local_path
 from jaxgen.store.steps import Step, run_and_step
 from jaxgen.tokens import Tokenizer
@@ -63,6 +65,26 @@ class LoadedModel:
     def ready(self) -> Any:
         """Return the parameters as decoding reads them fastest (`serving.ready`), made once."""
         return serving.ready(self.params, self.config)
+
+    @cached_property
+    def images(self) -> Pixels:
+        """Return the front end of images in prompts; ConfigError for a model that reads none."""
+        vision, where = self.config.vision, self.home or "the model"
+        if vision is None:
+            hint = ", only in the place of a text: `jaxgen caption`" if self.config.stem else ""
+            raise ConfigError(f"{where} reads no images in prompts (vision=None){hint}")
+        return read_image_prompts(self.home, vision)
+
+    @cached_property
+    def image_mark(self) -> str | None:
+        """Return the mark in whose places a prompt has images; None: its id is spelled by no text.
+
+        Marks are pieces that only `encode_marked` takes for more than text.
+        """
+        vision, known = self.config.vision, getattr(self.tokenizer, "vocabulary", dict)()
+        marks = getattr(self.tokenizer, "marks", list)()
+        own = [one for one in marks if vision is not None and known.get(one) == vision.token]
+        return own[0] if own else None
 
     @cached_property
     def languages(self) -> Languages | None:

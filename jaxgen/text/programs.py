@@ -84,9 +84,8 @@ def begin(
     """Return (first, cache) of a batch, its prompts read."""
     params = serving.unroll(params, config)
     memory = memory_of(params, config, rows.source, rows.segments)
-    first, cache = prefill(
-        params, config, rows.prompt, jnp.asarray(rows.widths), capacity, memory=memory
-    )
+    read = (params, config, rows.prompt, jnp.asarray(rows.widths), capacity)
+    first, cache = prefill(*read, memory=memory, media=rows.media)
     if kind.steered is None:
         return first, cache
     assert rows.other is not None
@@ -246,7 +245,7 @@ def search_contrastive(
     memory = memory_of(params, config, rows.source, rows.segments)
     ends, choice = ends_of(rows, strings), (sample, length, count, penalty)
     return strategies.search_contrastive(
-        params, config, ends, *choice, known=kind.num_ids, memory=memory
+        params, config, ends, *choice, known=kind.num_ids, memory=memory, media=rows.media
     )
 
 
@@ -287,12 +286,13 @@ def score_tokens(
     tokens: Int[Array, "B T"] | np.ndarray,
     source: Any,
     segments: Any,
+    media: Any = None,
     *,
     top: int,
 ) -> Scores:
     """Return the log-probability of each token given those before it."""
     memory = memory_of(params, config, source, segments)
-    logits = api.apply(params, config, tokens, memory=memory).logits
+    logits = api.apply(params, config, tokens, memory=memory, media=media).logits
     assert logits is not None
     is_token = jnp.arange(config.V) < kind.num_ids
     logprobs = jax.nn.log_softmax(jnp.where(is_token, logits[:, :-1], -jnp.inf), axis=-1)

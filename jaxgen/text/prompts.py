@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgen.data.media.images import ImageLike
 from jaxgen.errors import ConfigError
 from jaxgen.text import moderation
 from jaxgen.text.batches import Request, last_half, num_opening
@@ -28,13 +30,15 @@ class Prompt(NamedTuple):
 
     text: a text, or ids, which are read as they are, or the numbers of an image that
     `data.media.Pixels` makes. user: whose adapter and preferences hold, in a session that was
-    opened with users.
+    opened with users. images: files, or bytes [height, width, 3], of a decoder that reads them in
+    the places of a token in the prompt, in their order.
     """
 
     text: Text
     settings: Generation = Generation()
     number: int = 0
     user: str | None = None
+    images: Sequence[ImageLike] = ()
 
 
 def number_prompts(
@@ -44,8 +48,11 @@ def number_prompts(
     return [Prompt(text, settings, i * settings.draws_each, user) for i, text in enumerate(texts)]
 
 
-def ids_of(model: LoadedModel, text: Any) -> list[int]:
-    """Return what the model reads of a prompt; ConfigError for one that is empty, or none."""
+def ids_of(model: LoadedModel, text: Any, images: bool = False) -> list[int]:
+    """Return what the model reads of a prompt; ConfigError for one that is empty, or none.
+
+    images: whether the mark of an image in a text is one; other marks are only text.
+    """
     if not isinstance(text, str | list | tuple | np.ndarray):
         raise ConfigError(
             f"prompt={text!r:.60} is {type(text).__name__}, neither a text nor token ids"
@@ -62,8 +69,52 @@ def ids_of(model: LoadedModel, text: Any) -> list[int]:
         check_ids(ids, model.tokenizer.vocab_size)
         return ids
     before, after = model.around
-    ids = [*before, *model.tokenizer.encode(text)]
+    mark = model.image_mark if images else None
+    if mark is None:
+        own = model.tokenizer.encode(text)
+    else:
+        spans = [found.span() for found in re.finditer(re.escape(mark), text)]
+        begins, ends = [0, *(end for _, end in spans)], [*(low for low, _ in spans), len(text)]
+        plain = [span for span in zip(begins, ends, strict=True) if span[0] < span[1]]
+        own = model.tokenizer.encode_marked(text, plain=plain)
+    ids = [*before, *own]
     return [*ids, *after] if model.reads_sources else ids
+
+
+def with_places(model: LoadedModel, ids: list[int], images: Sequence[ImageLike]) -> list[int]:
+    """Return the ids of a prompt with as many places for each image as the model reads vectors.
+
+    Raises ConfigError unless the prompt has a place for each.
+    """
+    if not images:
+        return ids
+    front, vision = model.images, model.config.vision
+    assert front is not None and vision is not None
+    count = ids.count(vision.token)
+    if count == len(images) * vision.vectors:
+        places = 1
+    elif count == len(images):
+        places = vision.vectors
+    else:
+        raise ConfigError(
+            f"prompt has {count} places for {len(images)} images; write "
+            f"{model.image_mark or f'token {vision.token}'} once for each"
+        )
+    ids = [one for token in ids for one in [token] * (places if token == vision.token else 1)]
+    if ids[-1] == vision.token:
+        raise ConfigError("prompt ends with an image; put some text behind it")
+    return ids
+
+
+def _seen(model: LoadedModel, images: Sequence[ImageLike], settings: Generation) -> Any:
+    """Return the numbers [M, rows, columns, colours] of the images of a prompt, or None."""
+    if not images:
+        return None
+    if settings.overflow == "slide":
+        raise ConfigError("overflow=slide would forget the images of a prompt; leave it out")
+    if settings.debias is not None:
+        raise ConfigError("debias is not known with images in the prompt; leave it out")
+    return np.stack([model.images(image) for image in images])
 
 
 def room_after(model: LoadedModel, ids: Sequence[int]) -> int:
@@ -100,15 +151,21 @@ def requests_of(model: LoadedModel, prompts: Sequence[Prompt]) -> list[list[Requ
 
 def _requests(model: LoadedModel, prompt: Prompt) -> list[Request]:
     check_generates(model)
-    text, asked, number, user = prompt
+    text, asked, number, user, images = prompt
     media = None if model.config.stem is None else _media_of(model, text, asked)
-    whole = ids_of(model, text) if media is None else []
+    whole = with_places(model, ids_of(model, text, bool(images)), images) if media is None else []
     context, sources = model.config.longest, model.reads_sources
     if asked.policy is not None:
         words = text if isinstance(text, str) else model.tokenizer.decode(whole)
         moderation.check_prompt(asked.policy, words)
     settings = fill(asked, model.generation_config, sources or len(whole) == 1)
     ids, limit = (_fit_source if sources else _fit)(model, whole, asked, settings)
+    media = _seen(model, images, settings) if images else media
+    if images and len(ids) < len(whole):
+        raise ConfigError(
+            f"prompt has {len(whole)} tokens with its images, and overflow=cut would cut it; "
+            f"shorten it"
+        )
     if settings.min_new_tokens is not None and settings.min_new_tokens > limit:
         raise ConfigError(
             f"min_new_tokens={settings.min_new_tokens} is more than the {limit} new tokens "

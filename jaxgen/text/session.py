@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from jaxgen import arguments
 from jaxgen.config import ModelConfig, Weights
+from jaxgen.data.media.images import ImageLike
 from jaxgen.decoding.stop import Reason
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.models import serving
@@ -25,7 +26,14 @@ from jaxgen.safety.policy import read_policy
 from jaxgen.store.steps import Step
 from jaxgen.text import assistant, batch_decoding
 from jaxgen.text.batch_decoding import Completion, RequestBatch
-from jaxgen.text.batches import Progress, Request, batch_size, fill_up, split_by_length
+from jaxgen.text.batches import (
+    Progress,
+    Request,
+    batch_size,
+    fill_up,
+    num_images,
+    split_by_length,
+)
 from jaxgen.text.loaded_model import (
     LoadedModel,
     Overflow,
@@ -106,6 +114,7 @@ class Session:
         settings: Generation | None = None,
         *,
         user: str | None = None,
+        images: Sequence[ImageLike] = (),
         **changes: Any,
     ) -> str:
         """Return the text that follows a prompt.
@@ -114,12 +123,15 @@ class Session:
           prompt: a text, or token ids.
           settings: a `Generation`; None: what the folder says.
           user: whose adapter and preferences hold, in a session that was opened with users.
+          images: files, or bytes [height, width, 3], of a model that reads them in the places of
+            a token in the prompt, in their order.
           changes: its fields by name, such as temperature=0.7 or max_new_tokens=50; they win.
 
         Raises:
           ConfigError: for an empty or too long prompt, or a setting out of range.
         """
-        return self.complete([prompt], settings, user=user, **changes)[0]
+        asked = Prompt(prompt, _changed(settings, changes), 0, user, images)
+        return self.run([asked])[0][0].text
 
     def chat(
         self,
@@ -134,7 +146,8 @@ class Session:
         """Return the model's next turn in a chat.
 
         Args:
-          messages: the turns so far, [{"role": "user", "content": "..."}, ...].
+          messages: the turns so far, [{"role": "user", "content": "..."}, ...]; content may be a
+            list of {"type": "text", "text": ...} and {"type": "image", "path": FILE}.
           tools: what the model may call, until it says something: functions, "FILE.py" or
             "mcp:COMMAND" (see `text.tool_sources.open_tools`); or JSON schemas of such: then its
             call is the text.
@@ -157,7 +170,8 @@ class Session:
             turns = assistant.answer(self, messages, sources, how, values=values, user=user)
             return turns[-1]["content"]
         values = {**(chat_template_kwargs or {}), **({} if tools is None else {"tools": tools})}
-        return self.generate(self.chat_ids(messages, **values), settings, user=user, **changes)
+        own = {"user": user, "images": chats.images_of(messages)}
+        return self.generate(self.chat_ids(messages, **values), settings, **own, **changes)
 
     def embed(
         self,
@@ -277,6 +291,9 @@ class Session:
             )
         template = template or template_of(self.model)
         chats.check_values(template, values)
+        if chats.images_of(messages) or self.config.vision is not None:
+            assert self.model.images is not None  # which raises for a model that reads none
+            values["images"] = True
         return tuple(chats.encode_chat(template, self.tokenizer, messages, **values))
 
     def stream(
@@ -351,7 +368,7 @@ class Session:
         groups: dict[Any, list[tuple[int, Request]]] = {}
         for place, row in enumerate(requests):
             for request in row:
-                key = batch_decoding.batch_key(request.settings)
+                key = batch_decoding.batch_key(request.settings), num_images(request)
                 groups.setdefault(key, []).append((place, request))
         completions: list[list[tuple[int, list[Completion]]]] = [[] for _ in prompts]
         done, total = 0, sum(map(len, requests))

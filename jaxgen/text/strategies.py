@@ -333,6 +333,7 @@ def search_contrastive(
     *,
     known: int | None = None,
     memory: Memory | None = None,
+    media: api.Media | None = None,
     store: Store = "plain",
 ) -> Decoded:
     """Read prompts with their hidden states and continue them; known: ids of the tokenizer."""
@@ -340,7 +341,7 @@ def search_contrastive(
     prompt, lengths = ends["prompt"], jnp.asarray(ends["lengths"])
     capacity = prompt.shape[1] + length + 1
     cache = new_cache(params, config, prompt.shape[0], capacity, memory, store=store)
-    read = api.hidden(params, config, prompt, cache=cache, memory=memory)
+    read = api.hidden(params, config, prompt, cache=cache, memory=memory, media=media)
     assert read.cache is not None
     prompt = jnp.asarray(prompt, jnp.int32)
     first = jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0]

@@ -78,6 +78,55 @@ def _leaves(tree):
     return jax.tree.leaves(tree)
 
 
+def test_texts_and_pixels_are_theirs_alone_and_together(tmp_path):
+    from PIL import Image
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    from jaxgen.text.prompts import Prompt
+    from jaxgen.text.request import Generation
+
+    model = llava()
+    model.save_pretrained(tmp_path)
+    letters = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    marks = ("<s>", "<pad>", "</s>", "<unk>", "<image>")
+    marked = {name: 256 + i for i, name in enumerate(marks)}
+    engine = Tokenizer(models.BPE(letters | marked, []))
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = decoders.ByteLevel()
+    size = {"height": SIZE, "width": SIZE}
+    theirs = transformers.LlavaProcessor(
+        transformers.CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size=size),
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=engine, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+            unk_token="<unk>", additional_special_tokens=["<image>"],
+        ),
+        patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+    )  # fmt: skip
+    theirs.save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    images = [
+        Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8))
+        for shape in ((40, 50), (64, 33), (20, 90))
+    ]
+    session = jaxgen.open(tmp_path)
+    cases = [("a <image> b", [0]), ("<image> and <image>?", [1, 2]), ("text", [])]
+    for how, more in (({"temperature": 0.0}, {}), ({"beams": 3}, {"num_beams": 3})):
+        wanted = []
+        for text, which in cases:
+            seen = [images[i] for i in which] or None
+            read = theirs(images=seen, text=text, return_tensors="pt")
+            with torch.no_grad():
+                rows = model.generate(**read, max_new_tokens=9, do_sample=False, **more)
+            ids = rows[0, read["input_ids"].shape[1] :]
+            wanted.append(theirs.tokenizer.decode(ids, skip_special_tokens=True))
+        settings = Generation(max_new_tokens=9, **how)
+        asked = [
+            Prompt(text, settings, images=[np.asarray(images[i]) for i in which])
+            for text, which in cases
+        ]
+        assert [row[0].text for row in session.run(asked)] == wanted
+
+
 REFUSED = {
     "vision_feature_layer=.-2, -1. of 3": {"vision_feature_layer": [-2, -1]},
     "vision_feature_layer=-4 is none of the 3": {"vision_feature_layer": -4},

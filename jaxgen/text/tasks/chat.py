@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxgen.pretrained.chat_template import ChatTemplate, Message
+from jaxgen.pretrained.chat_template import ChatTemplate, Message, images_of
 from jaxgen.text.batch_decoding import Completion
 from jaxgen.text.batches import Progress
 from jaxgen.text.loaded_model import LoadedModel
@@ -27,19 +27,23 @@ def reply(
 ) -> list[list[Completion]]:
     """Return the model's next turn in each chat, a list of {"role": ..., "content": ...}.
 
-    A chat may be a mapping as well, of "messages" and its own "tools" and "chat_template_kwargs".
-    template: None takes the folder's own. tools, chat_template_kwargs: as of `Session.chat`, for
-    all chats that do not say another. The rest is as in `Session.run`. Raises CheckpointError if
-    the folder has no template or it is wrong, ConfigError for a chat it refuses or that is too
-    long.
+    A content may hold images, as of `Session.chat`. A chat may be a mapping as well, of "messages"
+    and its own "tools" and "chat_template_kwargs". template: None takes the folder's own. tools,
+    chat_template_kwargs: as of `Session.chat`, for all chats that do not say another. The rest is
+    as in `Session.run`. Raises CheckpointError if the folder has no template or it is wrong,
+    ConfigError for a chat it refuses or that is too long.
     """
     session = session_of(model)
     common = {**(chat_template_kwargs or {}), **({} if tools is None else {"tools": tools})}
-    rows = []
+    rows, images = [], []
     for chat in chats:
         about = chat if isinstance(chat, Mapping) else {"messages": chat}
         own = dict(about.get("chat_template_kwargs") or {})
         own |= {"tools": about["tools"]} if about.get("tools") is not None else {}
         rows.append(session.chat_ids(about["messages"], template, **common | own))
-    prompts = number_prompts(rows, settings or Generation())
+        images.append(images_of(about["messages"]))
+    prompts = [
+        prompt._replace(images=own)
+        for prompt, own in zip(number_prompts(rows, settings or Generation()), images, strict=True)
+    ]
     return session.run(prompts, batch=batch, progress=progress, detail=detail)
