@@ -108,10 +108,7 @@ def chat(
     first = [] if system is None else [{"role": "system", "content": system}]
     if wanted.overflow == "cut":
         raise ConfigError("--overflow cut has no effect: a chat that is cut is another chat")
-    if message and job.input is not None:
-        raise ConfigError(f"--input {job.input} and messages exclude each other; remove one")
-    if image:
-        _check_images(image, message, conversation, tools, index)
+    _check_given(message, job.input, image or (), (conversation, tools, index))
     typed = not message and job.input is None and sys.stdin.isatty()
     start.prepare_jax(paths.cache())
     ground = _grounder(index)
@@ -123,14 +120,7 @@ def chat(
             _check_one_chat(job, wanted)
             _converse(run, job, first, wanted, values, helper, keep, lines, ground)
             return
-        seen = [{"type": "image", "path": path} for path in image or ()]
-        chats: list[Any] = [
-            [*first, {"role": "user", "content": [*seen, {"type": "text", "text": text}]}]
-            if seen
-            else [*first, {"role": "user", "content": text}]
-            for text in message
-        ]
-        chats = chats or list(_chats(job.input, first))
+        asked: list[Any] = [[*first, _said(text, image or ())] for text in message]
 
         def work(model, conversations, progress, detail):
             if helper is not None:
@@ -145,18 +135,28 @@ def chat(
                 detail=detail,
             )
 
-        texts.generate(run, chats, job, wanted, work)
+        texts.generate(run, asked or list(_chats(job.input, first)), job, wanted, work)
 
 
-def _check_images(images: Sequence[str], messages: Sequence[str], *others: Any) -> None:
+def _check_given(
+    messages: Sequence[str], source: str | None, images: Sequence[str], others: tuple[Any, ...]
+) -> None:
     """Raise ConfigError unless images are files, before messages that are chats by themselves."""
-    if not messages or any(others):
+    if messages and source is not None:
+        raise ConfigError(f"--input {source} and messages exclude each other; remove one")
+    if images and (not messages or any(others)):
         raise ConfigError(
             f"--image {images[0]} needs a message, and no --conversation, --tools or --index; in "
             f'a line of --input an image is {{"type": "image", "path": FILE}}, a part of a content'
         )
     if absent := [name for name in images if not Path(name).is_file()]:
         raise ConfigError(f"{absent[0]} is no file; name an image file")
+
+
+def _said(text: str, images: Sequence[str]) -> dict[str, Any]:
+    """Return a user's message, with image files before its text."""
+    seen = [{"type": "image", "path": path} for path in images]
+    return {"role": "user", "content": [*seen, {"type": "text", "text": text}] if seen else text}
 
 
 def _grounder(index: str | None) -> Callable[[Any, Any], tuple[Any, list[str]]]:

@@ -76,7 +76,8 @@ def ids_of(model: LoadedModel, text: Any, images: bool = False) -> list[int]:
         spans = [found.span() for found in re.finditer(re.escape(mark), text)]
         begins, ends = [0, *(end for _, end in spans)], [*(low for low, _ in spans), len(text)]
         plain = [span for span in zip(begins, ends, strict=True) if span[0] < span[1]]
-        own = model.tokenizer.encode_marked(text, plain=plain)
+        tokenizer: Any = model.tokenizer  # with marks
+        own = tokenizer.encode_marked(text, plain=plain)
     ids = [*before, *own]
     return [*ids, *after] if model.reads_sources else ids
 
@@ -86,10 +87,10 @@ def with_places(model: LoadedModel, ids: list[int], images: Sequence[ImageLike])
 
     Raises ConfigError unless the prompt has a place for each.
     """
-    if not images:
+    vision = model.config.vision
+    if not images and (vision is None or vision.token not in ids):
         return ids
-    front, vision = model.images, model.config.vision
-    assert front is not None and vision is not None
+    assert model.images is not None and vision is not None  # it raises for a model that reads none
     count = ids.count(vision.token)
     if count == len(images) * vision.vectors:
         places = 1

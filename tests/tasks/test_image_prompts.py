@@ -129,6 +129,7 @@ def test_mistakes_are_one_line(run, session, home):
     for prompt, images, more, error, line in (
         ("x", [image], {}, ConfigError, "0 places for 1 images; write <image> once for each"),
         ("<image>x", [image] * 2, {}, ConfigError, "1 places for 2 images"),
+        ([257, 1], [], {}, ConfigError, "1 places for 0 images"),
         ("x<image>", [image], {}, ConfigError, "ends with an image"),
         ("<image>x", [image], {"overflow": "slide"}, ConfigError, "overflow=slide"),
         ("<image>" + "x" * 60, [image], {"overflow": "cut"}, ConfigError, "would cut it"),
