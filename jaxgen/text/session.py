@@ -130,6 +130,7 @@ class Session:
         Raises:
           ConfigError: for an empty or too long prompt, or a setting out of range.
         """
+        check_list([prompt], "prompts")
         asked = Prompt(prompt, _changed(settings, changes), 0, user, images)
         return self.run([asked])[0][0].text
 
