@@ -47,6 +47,22 @@ def laid(array: np.ndarray) -> np.ndarray:
     return held
 
 
+def joined(arrays: Sequence[Any]) -> Any:
+    """Return arrays one after another along their first axis; numpy's as an `aligned` one."""
+    if not isinstance(arrays[0], np.ndarray):
+        return jnp.concatenate(arrays)
+    rows = sum(map(len, arrays))
+    return np.concatenate(arrays, out=aligned((rows, *arrays[0].shape[1:]), arrays[0].dtype))
+
+
+def is_here(array: Any) -> bool:
+    """Return whether an array is in the memory of this processor alone, where numpy reads it."""
+    if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
+        return False
+    devices = array.devices()
+    return len(devices) == 1 and all(device.platform == "cpu" for device in devices)
+
+
 def under(mesh: Mesh | None, function: Callable) -> Callable:
     """Return `function` called under the mesh; itself if there is none."""
     if mesh is None:

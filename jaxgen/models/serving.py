@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxgen import tree
+from jaxgen import files, tree
 from jaxgen.config import ModelConfig, Weights
 from jaxgen.mesh import place
 from jaxgen.models.api import Params, axes
@@ -73,10 +74,18 @@ def _ready(params: Params, config: ModelConfig, weights: Weights) -> Params:
     params, stacked_params = unroll(params, config), params
     if params is stacked_params or not cpu.enabled("transposed_weights"):
         return params
-    transpose = partial(jax.tree.map, _transpose, letters["layers"])
-    change = _fuse if cpu.enabled("fused_weights") else lambda step: step
-    steps = (change(transpose(step)) for step in params["layers"].steps)
-    return params | {"layers": UnrolledLayers(tuple(steps))}
+    fused = cpu.enabled("fused_weights")
+
+    def change(step: Any) -> Any:
+        step = jax.tree.map(_transpose, letters["layers"], step)
+        step = _fuse(step) if fused else step
+        return jax.tree.map(lambda x: place.laid(x) if isinstance(x, np.ndarray) else x, step)
+
+    steps = params["layers"].steps
+    here = all(map(place.is_here, jax.tree.leaves(steps)))
+    changed = files.each(change, steps) if here else map(change, steps)
+    put = lambda x: jax.device_put(x) if isinstance(x, np.ndarray) else x  # noqa: E731
+    return params | {"layers": UnrolledLayers(jax.tree.map(put, tuple(changed)))}
 
 
 # How many axes of a layer's matrices are summed over.

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxgen.config import ModelConfig
 from jaxgen.mesh import place
@@ -51,16 +50,11 @@ def unroll(stacked: Any) -> UnrolledLayers:
 
 def _slices(leaf: Any) -> tuple[Any, ...]:
     """Return one parameter of each layer."""
-    if isinstance(leaf, Tracer) or not _is_here(leaf):
+    if not place.is_here(leaf):
         return tuple(leaf[i] for i in range(leaf.shape[0]))
     # Slicing would compile and copy. These are views of the stack's buffer, which JAX keeps alive
     # even if the stack itself is donated.
     return tuple(map(jax.device_put, np.asarray(leaf)))
-
-
-def _is_here(leaf: Any) -> bool:
-    devices = leaf.devices() if isinstance(leaf, jax.Array) else ()
-    return len(devices) == 1 and all(device.platform == "cpu" for device in devices)
 
 
 def stack_layers(layers: UnrolledLayers) -> Any:

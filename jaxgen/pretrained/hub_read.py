@@ -6,8 +6,8 @@ A GGUF file is read as if it were such a folder: `gguf_read` says what would be 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -202,17 +202,23 @@ def load_hub(
     homes = tree.flatten(shardings) if shardings is not None else {}
     by_path = sites(config)
     shapes, letters = tree.flatten(api.abstract(config)), tree.flatten(api.axes(config))
-    placed = {}
+    placed: dict[str, Any] = {}
+    reads: dict[str, Callable[..., np.ndarray]] = {}
     for path, leaf in shapes.items():
         if path not in links:
             continue
         parts = sorted(links[path], key=_index)
         one = letters[path].removeprefix(STACK_AXIS)
         matrix = one == "VD" or one in serving.NUM_CONTRACTED
+        read = partial(_read_piece, leaf, parts, nonfinite)
         if stored_blocks and matrix and all(_is_coded(tensor) for tensor, _ in parts):
             placed[path] = _load_codes(one, leaf, parts, by_path.get(path), nonfinite)
+        elif (sharding := homes.get(path)) is not None:
+            placed[path] = jax.make_array_from_callback(leaf.shape, sharding, read)
         else:
-            placed[path] = _load_parameter(leaf, parts, homes.get(path), nonfinite)
+            reads[path] = read
+    pieces = files.each(lambda read: read(), reads.values())
+    placed |= zip(reads, map(jax.device_put, pieces), strict=True)
     if stored_blocks and not any(map(leaves.is_quantised, placed.values())):
         kinds = ", ".join(sorted({tensor.dtype for tensor in stored.values()}))
         raise ConfigError(
@@ -236,27 +242,25 @@ def _index(pair: tuple[Tensor, Link]) -> tuple[int, ...]:
     return pair[1].at
 
 
-def _load_parameter(
-    leaf: Any, parts: list[tuple[Tensor, Link]], sharding: Any, nonfinite: NonFinite
-) -> Any:
-    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
-        """Return the part of the parameter that one device holds; None: all of it."""
-        index = (slice(None),) * len(leaf.shape) if index is None else index
-        depth = len(parts[0][1].at)
-        if not depth:
-            return laid(_read(*parts[0], leaf.dtype, nonfinite)[index])
-        grid = np.arange(len(parts)).reshape(leaf.shape[:depth])[index[:depth]]
-        held = np.empty(0)
-        for number, part in enumerate(grid.ravel()):  # one layer at a time is there twice
-            tensor, link = parts[int(part)]
-            layer = _read(tensor, link, leaf.dtype, nonfinite)[index[depth:]]
-            held = held if number else aligned((grid.size, *layer.shape), layer.dtype)
-            held[number] = layer
-        return held.reshape(*grid.shape, *held.shape[1:])
-
-    if sharding is None:
-        return jax.device_put(piece(None))
-    return jax.make_array_from_callback(leaf.shape, sharding, piece)
+def _read_piece(
+    leaf: Any,
+    parts: list[tuple[Tensor, Link]],
+    nonfinite: NonFinite,
+    index: tuple[slice, ...] | None = None,
+) -> np.ndarray:
+    """Return the part of a parameter that one device holds; None: all of it."""
+    index = (slice(None),) * len(leaf.shape) if index is None else index
+    depth = len(parts[0][1].at)
+    if not depth:
+        return laid(_read(*parts[0], leaf.dtype, nonfinite)[index])
+    grid = np.arange(len(parts)).reshape(leaf.shape[:depth])[index[:depth]]
+    held = np.empty(0)
+    for number, part in enumerate(grid.ravel()):  # one layer at a time is there twice
+        tensor, link = parts[int(part)]
+        layer = _read(tensor, link, leaf.dtype, nonfinite)[index[depth:]]
+        held = held if number else aligned((grid.size, *layer.shape), layer.dtype)
+        held[number] = layer
+    return held.reshape(*grid.shape, *held.shape[1:])
 
 
 def _is_coded(tensor: Tensor) -> bool:

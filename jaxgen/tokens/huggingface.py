@@ -12,6 +12,8 @@ from functools import cached_property, partial
 from os import PathLike
 from typing import Any
 
+import numpy as np
+
 from jaxgen import files
 from jaxgen.errors import CheckpointError, DataError, MissingPackageError
 from jaxgen.tokens import folder, piece_bytes, protocol
@@ -66,11 +68,23 @@ class HuggingFace:
         silent = [self._names[i] for i in vars(self.special).values() if i is not None]
         _silence(self._engine, silent)
         self._engine.encode_special_tokens = True
-        whole, joined = self._surface(about, set(silent))
-        self.surface = whole if joined else None
-        self.byte_lengths = (whole or self._separate()).lengths()
+        rows = about.get("added_tokens") or []
+        self._silent = {*silent, *(row["content"] for row in rows if row.get("special"))}
 
-    def _surface(self, about: dict[str, Any], silent: set[str]) -> tuple[Surface | None, bool]:
+    # These walk through all pieces, and few uses ask for them.
+    @cached_property
+    def surface(self) -> Surface | None:
+        """The bytes of each id; None where decoding is not joining them."""
+        whole, joined = self._surface
+        return whole if joined else None
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """The number of bytes that each id stands for."""
+        return (self._surface[0] or self._separate()).lengths()
+
+    @cached_property
+    def _surface(self) -> tuple[Surface | None, bool]:
         """Return (the bytes of each id, if they are known; whether decoding is joining them)."""
         decoder = self._engine.decoder
         # As the library read it: in its own spelling, with all defaults.
@@ -78,9 +92,8 @@ class HuggingFace:
         read = piece_bytes.reader(steps)
         if read is None:
             return None, False
-        silent |= {row["content"] for row in about.get("added_tokens") or [] if row.get("special")}
         names = [self._names.get(i, "") for i in range(self.vocab_size)]
-        pieces = tuple(b"" if name in silent else read(name) for name in names)
+        pieces = tuple(b"" if name in self._silent else read(name) for name in names)
         drops = piece_bytes.drops_space(steps)
         # Metaspace drops all marks of a text's first piece and keeps a space that is none, where
         # a Surface drops one space.

@@ -8,8 +8,10 @@ from math import prod
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from jaxgen.mesh import place
 from jaxgen.ops.contract import contract
 from jaxgen.pytree import register_dataclass
 
@@ -27,15 +29,21 @@ class TransposedWeight:
 
     @classmethod
     def of(cls, weight: Any, num_contracted: int) -> TransposedWeight:
-        """Return a copy of a weight whose first `num_contracted` axes are summed over."""
+        """Return a weight whose first `num_contracted` axes are summed over, its axes turned.
+
+        What is in this processor's memory is turned as numpy's view, for `laid` to copy: a program
+        for each shape would take longer to compile than all copies.
+        """
         order = (*range(num_contracted, weight.ndim), *range(num_contracted))
+        if place.is_here(weight):
+            return cls(np.transpose(np.asarray(weight), order), num_contracted)
         return cls(jnp.transpose(weight, order), num_contracted)
 
     @classmethod
     def join(cls, leaves: Sequence[TransposedWeight]) -> TransposedWeight:
         """Return weights with one contracted axis, of equal length, as one with one output axis."""
         flat = [leaf.weight.reshape(-1, leaf.weight.shape[-1]) for leaf in leaves]
-        return cls(jnp.concatenate(flat), 1)
+        return cls(place.joined(flat), 1)
 
     def cut(self, begin: int, shape: tuple[int, ...]) -> TransposedWeight:
         """Return the weight of these output axes, which begins at a row of a joined one."""
