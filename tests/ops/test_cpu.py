@@ -98,6 +98,17 @@ def test_parameters_lie_as_they_are_on_other_platforms(platform, monkeypatch):
 
 
 @ON_CPU
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_in_memory_is_laid_out_as_a_program_would(dtype, monkeypatch):
+    monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 9))
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
+    ready = serving.ready(params, CONFIG)
+    monkeypatch.setattr(serving.place, "is_here", lambda array: False)
+    jax.tree.map(np.testing.assert_array_equal, ready, serving.ready(params, CONFIG))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(ready))
+
+
+@ON_CPU
 def test_a_compiled_program_is_not_used_where_the_switch_stands_otherwise():
     def form(x):
         return x + jnp.float32(cpu.enabled("argmax"))
