@@ -27,6 +27,7 @@ os.environ.pop("COLUMNS", None)  # what is captured is printed as into a file, h
 
 import pytest
 import shape_checks
+from compilations import compiled  # noqa: F401 - a fixture
 from memory_bucket import bucket  # noqa: F401 - a fixture
 
 MEMORY = 2 * 2**30  # bytes of a worker, after which it forgets its programs

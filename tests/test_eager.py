@@ -28,23 +28,6 @@ def params():
     return jaxgen.init(CONFIG, KEY)
 
 
-@pytest.fixture
-def compiled(monkeypatch):
-    """The names of what is compiled from here on."""
-    found = []
-
-    def listen(name, seconds, **about):
-        if "backend_compile" in name:
-            found.append(about.get("fun_name"))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    jax.jit(lambda: 1)()
-    assert found  # it is told
-    found.clear()
-    yield found
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
 def count(tokens, cache):
     return jax.nn.one_hot((tokens + 1) % 7, 7) * 5.0, cache + 1
 

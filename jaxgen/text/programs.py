@@ -6,6 +6,7 @@ Parameters are as returned by `serving.ready`; config and StepKind are static.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -126,11 +127,15 @@ def sample_chunks(
     room, context, half = width + longest, config.longest, last_half(config.longest)
     if rows.prefix is not None:
         room, chunk = min(room, max(width, context)), min(chunk, context - half)
-    first, cache = _begin(params, config, kind, rows, bucket(room + chunk))
     history, lengths = None, rows.widths
     if sample.requires == "tokens" or rows.prefix is not None:
         history = jnp.pad(rows.prompt, ((0, 0), (0, bucket(longest + chunk))))
     states = _states(sample, rows) if sample.keeps_states else None
+    begun = (params, config, kind, rows, bucket(room + chunk))
+    ahead = _compile_more(begun, chunk, top, (rows, sample, strings, np.int32(0), history, states))
+    first, cache = _begin(*begun)
+    if ahead is not None:
+        ahead.result()
     waiting: Chunk | Decoded | None = None
     for start in range(0, longest, chunk):
         if rows.prefix is not None:
@@ -160,6 +165,33 @@ def sample_chunks(
 @partial(jax.jit, static_argnames=("config", "kind", "capacity"))
 def _begin(params, config, kind, rows, capacity):
     return begin(params, config, kind, rows, capacity)
+
+
+def _compile_more(
+    begun: tuple[Any, ...], chunk: int, top: int | None, rest: tuple[Any, ...]
+) -> Future | None:
+    """Start to compile `_more` for its first call, beside `_begin`; None where that was done.
+
+    Call it where `_begin` has not run; the call of `_more` must wait for the future. JAX compiles
+    a program by one thread, or reads it from disk, and without this would begin with the second
+    once the first is there.
+    """
+    params, config, kind, rows, capacity = begun
+    key = (config, kind, rows.prompt.shape, capacity, chunk, top, jax.tree.structure(rest))
+    # Of arrays that have been placed, where the cache will be is known by the first program alone.
+    placed = any(getattr(leaf, "committed", False) for leaf in jax.tree.leaves(params))
+    if placed or key in _COMPILED:
+        return None
+    _COMPILED.add(key)
+    first, cache = _begin.eval_shape(*begun)
+    lowered = _more.lower(params, config, kind, chunk, top, cache, first, *rest)
+    threads = ThreadPoolExecutor(1, "jaxgen-compile")
+    future = threads.submit(lowered.compile)
+    threads.shutdown(wait=False)
+    return future
+
+
+_COMPILED: set[Any] = set()
 
 
 @jax.jit

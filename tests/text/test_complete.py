@@ -51,6 +51,23 @@ def test_several_samples_of_one_prompt_differ(session):
     assert len(texts) == 6 == len(set(texts))
 
 
+def test_the_loop_is_compiled_once_beside_what_reads_the_prompt(session, compiled, monkeypatch):
+    threads = []
+
+    def watched(*args):
+        future = ahead(*args)
+        threads.append(future)
+        return future
+
+    ahead = programs._compile_more
+    monkeypatch.setattr(programs, "_compile_more", watched)
+    for _ in range(2):  # of a shape that no other test has
+        session.complete(["a"] * 3, wanted(max_new_tokens=50, top_logprobs=1))
+    (first, second) = threads
+    assert first.done() and second is None
+    assert [compiled.count(f"jit({name})") for name in ("_begin", "_more")] == [1, 1]
+
+
 def readable(text, size):
     """The first `size` characters in a row of a text, that are characters."""
     for place in range(4, len(text) - size):
