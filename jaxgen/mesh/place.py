@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxgen import tree
@@ -57,7 +58,7 @@ def joined(arrays: Sequence[Any]) -> Any:
 
 def is_here(array: Any) -> bool:
     """Return whether an array is in the memory of this processor alone, where numpy reads it."""
-    if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
+    if isinstance(array, Tracer) or not isinstance(array, jax.Array):
         return False
     devices = array.devices()
     return len(devices) == 1 and all(device.platform == "cpu" for device in devices)

@@ -71,16 +71,20 @@ class HuggingFace:
         rows = about.get("added_tokens") or []
         self._silent = {*silent, *(row["content"] for row in rows if row.get("special"))}
 
-    # These walk through all pieces, and few uses ask for them.
-    @cached_property
+    @property
     def surface(self) -> Surface | None:
         """The bytes of each id; None where decoding is not joining them."""
         whole, joined = self._surface
         return whole if joined else None
 
-    @cached_property
+    @property
     def byte_lengths(self) -> np.ndarray:
         """The number of bytes that each id stands for."""
+        return self._lengths
+
+    # These walk through all pieces, and few uses ask for them.
+    @cached_property
+    def _lengths(self) -> np.ndarray:
         return (self._surface[0] or self._separate()).lengths()
 
     @cached_property

@@ -341,6 +341,31 @@ def test_the_module_runs_and_a_mistake_has_its_exit_code_and_no_traceback():
     assert done.stderr.count("\n") == 1
 
 
+ENDS = """
+import atexit, sys, threading, time
+from jaxgen import __main__
+from jaxgen.cli import app
+class Model:
+    def __del__(self): print("taken apart")
+model = Model()
+def work(): time.sleep({seconds}); print("worked")
+threading.Thread(target=work, daemon={daemon}).start()
+atexit.register(print, "bye")
+app.main = lambda: 5
+sys.exit(__main__.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("daemon", "seconds", "printed"),
+    [(True, 60, ["bye"]), (False, 0.5, ["worked", "bye", "taken apart"])],
+)
+def test_the_command_ends_at_once_unless_a_thread_still_works(daemon, seconds, printed):
+    code = ENDS.format(daemon=daemon, seconds=seconds)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout.split("\n")[:-1]) == (5, printed), done.stderr
+
+
 def test_help_into_a_closed_pipe_ends_quietly():
     reader, writer = os.pipe()
     os.close(reader)

@@ -97,16 +97,32 @@ def test_keys_of_published_folders_change_no_logit(name, tmp_path):
     assert all(entry.partition("=")[0] in told[0] for entry in ignored)
 
 
+# Of two towers of kinds of their own, in files of which these keys stand always.
+WHOLE = ("model_type", "is_decoder", "add_cross_attention", "cross_attention_hidden_size")
+TOWERS = {"vit-gpt2": ("vit", "gpt2"), "vit-trocr": ("vit", "trocr")}
+
+
+def fresh_config(model_type):
+    """The config of a family as transformers has it by default."""
+    kinds = transformers.CONFIG_MAPPING
+    if model_type not in TOWERS:
+        return kinds[model_type]()
+    encoder, decoder = (kinds[name]() for name in TOWERS[model_type])
+    if "cross_attention_hidden_size" in vars(decoder):
+        decoder.cross_attention_hidden_size = encoder.hidden_size
+    kind = transformers.VisionEncoderDecoderConfig
+    return kind.from_encoder_decoder_configs(encoder, decoder)
+
+
 @pytest.mark.parametrize("model_type", [name for name in FAMILIES if name != "vanilla"])
 def test_each_key_that_transformers_knows_is_read_or_known_to_be_neutral(model_type):
-    family = FAMILIES[model_type]
-    kind = transformers.CONFIG_MAPPING[model_type]
+    family, config = FAMILIES[model_type], fresh_config(model_type)
     known = vars(transformers.PretrainedConfig()).keys()
-    theirs = {k: 7.5 for k in vars(kind()) if k not in known and k[0] != "_"} | dict(
-        kind.attribute_map
+    theirs = {k: 7.5 for k in vars(config) if k not in known and k[0] != "_"} | dict(
+        config.attribute_map
     )
     # Settings of two towers stand in a part for each.
-    parts = {k: v for k, v in vars(kind()).items() if isinstance(v, transformers.PretrainedConfig)}
+    parts = {k: v for k, v in vars(config).items() if isinstance(v, transformers.PretrainedConfig)}
     given = {
         k: dict.fromkeys(vars(v).keys() - known - {"layer_types"}, 7.5) for k, v in parts.items()
     }
@@ -124,19 +140,20 @@ NEEDED = {
 
 @pytest.mark.parametrize("model_type", [name for name in FAMILIES if name != "vanilla"])
 def test_what_a_config_leaves_out_is_what_transformers_takes_for_it(model_type):
-    family, kind = FAMILIES[model_type], transformers.CONFIG_MAPPING[model_type]
+    family, config = FAMILIES[model_type], fresh_config(model_type)
     told = {key for key in family.sizes.values() if key not in family.defaults}
     told |= {"max_position_embeddings", "intermediate_size"}
-    fresh = json.loads(kind().to_json_string(use_diff=False))
+    fresh = json.loads(config.to_json_string(use_diff=False))
     sizes = {key: fresh[key] for key in told if fresh.get(key) is not None}
     if family.flat is not dict:
         own = told | {k for k in fresh["decoder"] if k.startswith(("hidden_size", "num_"))}
+        own |= set(WHOLE) if model_type in TOWERS else set()
         sizes |= {
             part: {k: v for k, v in fresh[part].items() if k in own and v is not None}
             for part in ("encoder", "decoder")
         }
-    sizes |= NEEDED.get(model_type, {}) | {"model_type": model_type}
-    full = json.loads(kind.from_dict(dict(sizes)).to_json_string(use_diff=False))
+    sizes |= NEEDED.get(model_type, {}) | {"model_type": config.model_type}
+    full = json.loads(type(config).from_dict(dict(sizes)).to_json_string(use_diff=False))
     ours, theirs = family.read(sizes), family.read(full)
     assert differences(ours, theirs) == differences(theirs, ours) == []
 
