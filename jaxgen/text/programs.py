@@ -180,7 +180,7 @@ def _compile_more(
     key = (config, kind, rows.prompt.shape, capacity, chunk, top, jax.tree.structure(rest))
     # Of arrays that have been placed, where the cache will be is known by the first program alone.
     placed = any(getattr(leaf, "committed", False) for leaf in jax.tree.leaves(params))
-    if placed or key in _COMPILED:
+    if placed or key in _COMPILED or jax.config.values["jax_disable_jit"]:
         return None
     _COMPILED.add(key)
     first, cache = _begin.eval_shape(*begun)
