@@ -101,7 +101,10 @@ READ = ("first", "layers", "rest", "embed", "per_layer", "unembed")  # once a to
 
 def _transpose(letters: str, leaf: Any) -> Any:
     count = NUM_CONTRACTED.get(letters.removeprefix(STACK_AXIS))
-    return leaf if count is None or hasattr(leaf, "contract") else TransposedWeight.of(leaf, count)
+    if count is None or hasattr(leaf, "contract"):
+        return leaf
+    # As a view, which is copied once: a program for each shape takes longer than all copies.
+    return TransposedWeight.of(np.asarray(leaf) if place.is_here(leaf) else leaf, count)
 
 
 def _fuse(tree: Any) -> Any:

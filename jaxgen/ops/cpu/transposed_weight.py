@@ -29,15 +29,10 @@ class TransposedWeight:
 
     @classmethod
     def of(cls, weight: Any, num_contracted: int) -> TransposedWeight:
-        """Return a weight whose first `num_contracted` axes are summed over, its axes turned.
-
-        What is in this processor's memory is turned as numpy's view, for `laid` to copy: a program
-        for each shape would take longer to compile than all copies.
-        """
+        """Return a weight whose first `num_contracted` axes are summed over; of numpy's a view."""
         order = (*range(num_contracted, weight.ndim), *range(num_contracted))
-        if place.is_here(weight):
-            return cls(np.transpose(np.asarray(weight), order), num_contracted)
-        return cls(jnp.transpose(weight, order), num_contracted)
+        transpose = np.transpose if isinstance(weight, np.ndarray) else jnp.transpose
+        return cls(transpose(weight, order), num_contracted)
 
     @classmethod
     def join(cls, leaves: Sequence[TransposedWeight]) -> TransposedWeight:
