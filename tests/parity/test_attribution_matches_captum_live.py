@@ -58,7 +58,9 @@ def test_occlusion_and_shapley_values(both):
         (attribution.shapley, captum.ShapleyValues),
     ):
         with torch.no_grad():
-            wanted = theirs(forward).attribute(
-                vectors, feature_mask=mask, perturbations_per_eval=100
-            )[0, :, 0].numpy()
+            wanted = (
+                theirs(forward)
+                .attribute(vectors, feature_mask=mask, perturbations_per_eval=100)[0, :, 0]
+                .numpy()
+            )
         np.testing.assert_allclose(ours(score, embeds).values[0], wanted, atol=1e-4)
