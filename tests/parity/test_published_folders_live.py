@@ -99,7 +99,7 @@ def test_keys_of_published_folders_change_no_logit(name, tmp_path):
 
 # Of two towers of kinds of their own, in files of which these keys stand always.
 WHOLE = ("model_type", "is_decoder", "add_cross_attention", "cross_attention_hidden_size")
-TOWERS = {"vit-gpt2": ("vit", "gpt2"), "vit-trocr": ("vit", "trocr")}
+TOWERS = {"vit-gpt2": ("vit", "gpt2"), "vit-trocr": ("vit", "trocr"), "llava-llama": ()}
 
 
 def fresh_config(model_type):
@@ -107,6 +107,9 @@ def fresh_config(model_type):
     kinds = transformers.CONFIG_MAPPING
     if model_type not in TOWERS:
         return kinds[model_type]()
+    if model_type == "llava-llama":
+        parts = {"text_config": "llama", "vision_config": "clip_vision_model"}
+        return kinds["llava"](**{part: kinds[name]() for part, name in parts.items()})
     encoder, decoder = (kinds[name]() for name in TOWERS[model_type])
     if "cross_attention_hidden_size" in vars(decoder):
         decoder.cross_attention_hidden_size = encoder.hidden_size
@@ -135,6 +138,7 @@ NEEDED = {
     "deberta-v2": {"relative_attention": True, "position_biased_input": False}
     | {"pos_att_type": ["c2p"]},
     "glm4_moe": {"num_attention_heads": 64},
+    "llava-llama": {"image_token_index": 31999},
 }
 
 
@@ -146,11 +150,12 @@ def test_what_a_config_leaves_out_is_what_transformers_takes_for_it(model_type):
     fresh = json.loads(config.to_json_string(use_diff=False))
     sizes = {key: fresh[key] for key in told if fresh.get(key) is not None}
     if family.flat is not dict:
-        own = told | {k for k in fresh["decoder"] if k.startswith(("hidden_size", "num_"))}
+        parts = [k for k, v in vars(config).items() if isinstance(v, transformers.PretrainedConfig)]
+        own = told | {k for k in fresh[parts[-1]] if k.startswith(("hidden_size", "num_"))}
         own |= set(WHOLE) if model_type in TOWERS else set()
         sizes |= {
             part: {k: v for k, v in fresh[part].items() if k in own and v is not None}
-            for part in ("encoder", "decoder")
+            for part in parts
         }
     sizes |= NEEDED.get(model_type, {}) | {"model_type": config.model_type}
     full = json.loads(type(config).from_dict(dict(sizes)).to_json_string(use_diff=False))
