@@ -204,10 +204,8 @@ def load_hub(
     shapes, letters = tree.flatten(api.abstract(config)), tree.flatten(api.axes(config))
     placed: dict[str, Any] = {}
     reads: dict[str, Callable[..., np.ndarray]] = {}
-    for path, leaf in shapes.items():
-        if path not in links:
-            continue
-        parts = sorted(links[path], key=_index)
+    for path in (path for path in shapes if path in links):
+        leaf, parts = shapes[path], sorted(links[path], key=_index)
         one = letters[path].removeprefix(STACK_AXIS)
         matrix = one == "VD" or one in serving.NUM_CONTRACTED
         read = partial(_read_piece, leaf, parts, nonfinite)

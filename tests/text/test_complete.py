@@ -62,7 +62,7 @@ def test_the_loop_is_compiled_once_beside_what_reads_the_prompt(session, compile
     ahead = programs._compile_more
     monkeypatch.setattr(programs, "_compile_more", watched)
     for _ in range(2):  # of a shape that no other test has
-        session.complete(["a"] * 3, wanted(max_new_tokens=50, top_logprobs=1))
+        session.complete(["a"] * 7, wanted(max_new_tokens=50, top_logprobs=3))
     (first, second) = threads
     assert first.done() and second is None
     assert [compiled.count(f"jit({name})") for name in ("_begin", "_more")] == [1, 1]

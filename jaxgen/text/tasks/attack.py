@@ -24,7 +24,7 @@ from jaxgen.data.augment.words import Neighbours, cased, split
 from jaxgen.errors import ConfigError
 from jaxgen.ops.contract import lookup
 from jaxgen.ops.perturbed import Perturbed
-from jaxgen.text import programs
+from jaxgen.text import reading_programs
 from jaxgen.text.batches import Progress, pad, segments_of
 from jaxgen.text.loaded_model import LoadedModel, require
 from jaxgen.train.losses import causal_loss
@@ -299,7 +299,7 @@ class _Oracle:
         batches = [
             (
                 count,
-                programs.class_scores(
+                reading_programs.class_scores(
                     model.params, model.config, tokens, segments, None, model.start, problem
                 ),
             )

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from jaxgen.errors import ConfigError
 from jaxgen.pretrained.generation_config import GenerationConfig
-from jaxgen.text import programs
+from jaxgen.text import reading_programs
 from jaxgen.text.batches import Progress, by_length, pad
 from jaxgen.text.defaults import settle
 from jaxgen.text.loaded_model import LoadedModel, require
@@ -135,7 +135,7 @@ def _batches(model: LoadedModel, flat: list[tuple[int, Pair]], batch: int, most:
         types = None
         if num_types:
             types = np.minimum(pad([p.types for _, p in part], **shape)[0], num_types - 1)
-        logits = programs.span_logits(model.params, model.config, tokens, segments, types)
+        logits = reading_programs.span_logits(model.params, model.config, tokens, segments, types)
         yield [number for number, _ in part], [p for _, p in part], np.asarray(logits)[: len(part)]
 
 

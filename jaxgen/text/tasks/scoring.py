@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from jaxgen.errors import ConfigError
 from jaxgen.pretrained.pooling import read_pooling
-from jaxgen.text import programs
+from jaxgen.text import reading_programs
 from jaxgen.text.batches import Progress, by_length, pad
 from jaxgen.text.loaded_model import (
     LoadedModel,
@@ -53,7 +53,7 @@ def classify(
             kinds, _ = pad([types[i] for i in numbers], width=tokens.shape[1], size=batch)
             kinds = np.minimum(kinds, num_types - 1)
         probs = np.asarray(
-            programs.class_scores(
+            reading_programs.class_scores(
                 model.params, model.config, tokens, segments, kinds, model.start, problem
             )
         )
@@ -116,7 +116,7 @@ def embed(
     skip = 0 if pooling.pools_prompt or not prompt else _before_text(model, prompt)
     rows = encode_texts(model, [prompt + case(t) for t in texts], overflow, longest=pooling.longest)
     for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
-        vectors = programs.pooled_states(
+        vectors = reading_programs.pooled_states(
             model.params, model.config, pooling.modes, tokens, segments, skip
         )
         embeddings[numbers] = np.asarray(vectors)[: len(numbers)]
@@ -147,7 +147,7 @@ def score(
     rows = encode_texts(model, texts, overflow)
     for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
         read, targets, real = tokens[:, :-1], tokens[:, 1:], segments[:, 1:]
-        logp, _ = programs.target_log_probabilities(
+        logp, _ = reading_programs.target_log_probabilities(
             model.params, model.config, read, segments[:, :-1], targets
         )
         sums = np.where(real > 0, np.asarray(logp), 0).sum(axis=1)
@@ -216,7 +216,7 @@ def score_continuations(
         for i, number in enumerate(numbers):
             targets[i, : len(inputs[number])] = read[number][1:]
         parts = (model.params, model.config, tokens, segments, targets)
-        logp, hits = map(np.asarray, programs.target_log_probabilities(*parts))
+        logp, hits = map(np.asarray, reading_programs.target_log_probabilities(*parts))
         for i, number in enumerate(numbers):
             end = len(inputs[number])
             part = slice(end - min(len(rows[number][1]), end), end)
@@ -252,7 +252,7 @@ def fill_mask(
     results: list[list[list[tuple[str, float]]]] = [[] for _ in texts]
     for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
         probs = np.asarray(
-            programs.token_probabilities(model.params, model.config, tokens, segments)
+            reading_programs.token_probabilities(model.params, model.config, tokens, segments)
         )
         for row, number in enumerate(numbers):
             for at in np.flatnonzero(tokens[row] == hidden):

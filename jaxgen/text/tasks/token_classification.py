@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxgen.text import programs
+from jaxgen.text import reading_programs
 from jaxgen.text.batches import Progress, by_length
 from jaxgen.text.loaded_model import LoadedModel, Overflow, encode_texts, require, require_start
 from jaxgen.tokens.pair import TokenSpan, locate
@@ -62,7 +62,9 @@ def classify_tokens(
     rows, before = encode_texts(model, texts, overflow), len(model.around[0])
     for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
         probs = np.asarray(
-            programs.token_probabilities(model.params, model.config, tokens, segments, model.start)
+            reading_programs.token_probabilities(
+                model.params, model.config, tokens, segments, model.start
+            )
         )
         for row, number in enumerate(numbers):
             spans = locate(model.tokenizer, texts[number])
