@@ -168,7 +168,7 @@ norm norm_at parallel positions embed.scale embed.norm embed.project qk_norm fee
 output output_scale output_bias
 """.split()
 # For these the tests of towers and of families have models.
-ELSEWHERE = {"disentangled", "qkv", "no_qkv"}  # in tests of their own
+ELSEWHERE = {"disentangled", "qkv", "no_qkv", "gelu_sigmoid"}  # in tests of their own
 
 
 def test_every_choice_is_in_a_variant():
